@@ -1,0 +1,13 @@
+"""octnet: Octave Convolution networks, their training and their accuracy-versus-cost curves.
+
+Importing it registers the networks with timm: `timm.create_model("oct_resnet50", alpha=0.25)`.
+"""
+
+from octnet import densenet as densenet
+from octnet import mobilenet as mobilenet
+from octnet import resnet as resnet
+from octnet.conv import OctConv2d
+from octnet.convert import octavize
+from octnet.octave import Octave, OctaveError
+
+__all__ = ["OctConv2d", "Octave", "OctaveError", "octavize"]

@@ -1,0 +1,120 @@
+"""An octave network is a vanilla network and a plan: `octavize` turns the convolutions that the plan names into octave ones."""
+
+import difflib
+import fnmatch
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import timm
+import torch
+from timm.models import register_model
+from torch import Tensor, nn
+
+from octnet.conv import OctConv2d
+from octnet.octave import OctaveError, OddSizeError
+
+Plan = Mapping[str, float]
+"""Convolutions, by module name or pattern (`layer1.*.conv?`), and their low ratio as a share of α: 1 is α, 0 ends the octave.
+
+The first pattern that matches a convolution holds. One that no pattern matches is left alone.
+"""
+
+
+def octavize(model: nn.Module, alpha: float, plan: Plan) -> nn.Module:
+    """Turns the planned convolutions of `model` into `OctConv2d`, in place, and returns it with `.alpha` and `.plan`.
+
+    A convolution with C output channels gets int(share · α · C) low ones. Parameters and state dict stay as they are. At α = 0
+    nothing is changed at all. A network that says its input size (timm's do) is run once on the meta device.
+
+    Raises OctaveError, naming the layer: for α outside [0, 1], a pattern without a convolution, a convolution the operator
+    can't stand for, an operation of the network that has no meaning on a pair of maps.
+    """
+    if not 0 <= alpha <= 1:
+        raise OctaveError(f"alpha={alpha} is not between 0 and 1")
+    shares = resolve(model, plan)
+    if alpha > 0:
+        for name, share in shares.items():
+            conv = model.get_submodule(name)
+            assert isinstance(conv, nn.Conv2d)
+            try:
+                OctConv2d.convert(conv, int(share * alpha * conv.out_channels))
+            except OctaveError as error:
+                raise OctaveError(f"layer '{name}' at α = {alpha:g}: {error}") from error
+        _try_out(model, alpha)
+    vars(model).update(alpha=alpha, plan=dict(plan))
+    return model
+
+
+def resolve(model: nn.Module, plan: Plan) -> dict[str, float]:
+    """The planned convolutions of `model` by name, in its order, with their share of α; OctaveError for an idle pattern."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    shares: dict[str, float] = {}
+    for pattern, share in plan.items():
+        if not 0 <= share <= 1:
+            raise OctaveError(f"plan['{pattern}']={share} is not a share of α between 0 and 1")
+        matched = fnmatch.filter(names, pattern)
+        if not matched:
+            nearest = difflib.get_close_matches(pattern, names, 1, 0)
+            raise OctaveError(f"plan['{pattern}'] matches no convolution; the nearest is {' '.join(nearest)}")
+        shares = dict.fromkeys(matched, share) | shares
+    return {name: shares[name] for name in names if name in shares}
+
+
+def register_octave(name: str, plan: Plan) -> None:
+    """Registers `oct_<name>` with timm: timm's model `name`, octavized with `plan` at the keyword `alpha` (.25)."""
+
+    def create(pretrained: bool = False, *, alpha: float = 0.25, **kwargs: Any) -> nn.Module:
+        return octavize(timm.models.model_entrypoint(name)(pretrained=pretrained, **kwargs), alpha, plan)
+
+    create.__name__ = create.__qualname__ = f"oct_{name}"
+    create.__doc__ = f"timm's {name} with octave convolutions: keyword `alpha`, and those of timm's definition."
+    register_model(create)
+
+
+def run_on_meta(model: nn.Module, input_size: tuple[int, ...]) -> Any:
+    """The output of `model` for two inputs (C, H, W) on the meta device: shapes only, no arithmetic, nothing changed.
+
+    Raises OctaveError that names the layer.
+    """
+    state = dict(model.named_parameters()) | dict(model.named_buffers())
+    meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
+    with torch.no_grad(), naming_the_layer(model):
+        return torch.func.functional_call(model, meta, (torch.empty(2, *input_size, device="meta"),))
+
+
+@contextmanager
+def naming_the_layer(model: nn.Module) -> Iterator[None]:
+    """Inside, an error that a layer's forward raises becomes an OctaveError that begins with the layer's name."""
+    running: list[str] = []
+
+    def enter(name: str) -> Callable[..., None]:
+        return lambda *_: running.append(name)
+
+    def leave(*_: Any) -> None:
+        running.pop()
+
+    modules = list(model.named_modules())
+    handles = [m.register_forward_pre_hook(enter(name)) for name, m in modules]
+    handles += [m.register_forward_hook(leave) for _, m in modules]
+    try:
+        yield
+    except OddSizeError as error:
+        raise OddSizeError(f"layer '{running[-1]}': {error}") from error
+    except (OctaveError, TypeError, AttributeError, RuntimeError) as error:
+        raise OctaveError(f"layer '{running[-1]}': {str(error).splitlines()[0]}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _try_out(model: nn.Module, alpha: float) -> None:
+    """One forward on the meta device at the network's own input size, up to the next multiple of 64 px."""
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    if "input_size" in cfg:
+        first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+        _, *sides = cfg["input_size"]
+        try:
+            run_on_meta(model, (first.in_channels, *(-side // 64 * -64 for side in sides)))
+        except OctaveError as error:
+            raise OctaveError(f"α = {alpha:g}: {error}") from error

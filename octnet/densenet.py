@@ -1,0 +1,16 @@
+"""DenseNet-121: timm's definition.
+
+Dense blocks 1 to 3 and the first two transitions have the low ratio α, the third transition and the last block 0. The stem is
+left alone, so that block 1 starts without a low part and low channels grow with every layer (the authors' ablation).
+"""
+
+from octnet.convert import Plan, register_octave
+
+PLAN: Plan = {
+    "features.denseblock[1-3].*": 1,
+    "features.transition[12].*": 1,
+    "features.transition3.*": 0,
+    "features.denseblock4.*": 0,
+}
+
+register_octave("densenet121", PLAN)

@@ -1,0 +1,34 @@
+"""Builds the network that a configuration names."""
+
+import difflib
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+import octnet  # noqa: F401  # registers the octave networks with timm
+from octnet.options import UserError
+
+
+def build_network(name: str, alpha: float, kwargs: dict[str, Any], num_classes: int) -> nn.Module:
+    """timm's model `name`; one with `oct_` at α = `alpha`, one without takes α = 0 only.
+
+    Raises UserError for an unknown name, an α or keywords that the network doesn't take.
+    """
+    if not timm.is_model(name):
+        nearest = difflib.get_close_matches(name, timm.list_models(), 3)
+        raise UserError(f"model.name={name}: timm knows no such model; the nearest are {', '.join(nearest) or 'oct_*'}")
+    octave = name.startswith("oct_")
+    if not octave and alpha != 0:
+        raise UserError(f"model.alpha={alpha:g}: {name} has no α; write model.name=oct_{name}, or model.alpha=0")
+    try:
+        return timm.create_model(name, num_classes=num_classes, **kwargs, **({"alpha": alpha} if octave else {}))
+    except (ValueError, TypeError, AssertionError, RuntimeError) as error:
+        raise UserError(f"model.name={name}, model.alpha={alpha:g}, model.kwargs={kwargs}: {error}") from error
+
+
+def build_on_meta(name: str, alpha: float, kwargs: dict[str, Any], num_classes: int) -> nn.Module:
+    """As `build_network`, without memory for the weights."""
+    with torch.device("meta"):
+        return build_network(name, alpha, kwargs, num_classes)
