@@ -61,7 +61,9 @@ def check_model(name: str, alpha: float, kwargs: dict[str, Any], num_classes: in
         return measure(model, image_size_px, name)
     except OddSizeError as error:
         sizes = " and ".join(map(str, _nearest_sizes(model, image_size_px)))
-        raise UserError(f"data.image_size_px={image_size_px}: {error}; the nearest sizes that fit are {sizes}") from error
+        raise UserError(
+            f"data.image_size_px={image_size_px}: {error}; the nearest sizes that fit are {sizes}"
+        ) from error
     except OctaveError as error:
         raise UserError(f"model.name={name}, data.image_size_px={image_size_px}: {error}") from error
 

@@ -9,7 +9,7 @@ from typing import Any
 import timm
 import torch
 from timm.models import register_model
-from torch import Tensor, nn
+from torch import nn
 
 from octnet.conv import OctConv2d
 from octnet.octave import OctaveError, OddSizeError

@@ -119,10 +119,11 @@ class _Samples(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
         image, label = self.images.load(key[1])
-        if self.seed is None:
-            image = self.transform(image)
-        else:
-            image = apply_seeded(self.transform, image, sample_seed(self.seed, *key))
+        image = (
+            self.transform(image)
+            if self.seed is None
+            else apply_seeded(self.transform, image, sample_seed(self.seed, *key))
+        )
         return image, label
 
 
@@ -139,6 +140,7 @@ def _batches(samples: _Samples, keys: Iterator[list[Key]], workers: int) -> Iter
         for batch in loader:
             yield batch[0], batch[1]
     except UserError as error:  # from a worker, the message is a whole traceback
+        error.__traceback__ = None  # it keeps the loader in a cycle, and collecting that takes 5 s a worker
         raise UserError(str(error).splitlines()[-1].removeprefix("octnet.options.UserError: ")) from None
 
 

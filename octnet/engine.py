@@ -119,7 +119,7 @@ def start(config: Config, num_classes: int, device: torch.device) -> State:
     model = build_network(config.model.name, config.model.alpha, config.model.kwargs, num_classes)
     if config.model.weights is not None:
         load_weights(model, Path(config.model.weights))
-    model.to(device, memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)
+    model.to(device).to(memory_format=_memory_format(config))
     return State(
         model,
         make_optimizer(model, recipe),
@@ -204,7 +204,9 @@ def train_epoch(
         if state.step % CHECK_STEPS == 0 or state.step in (first + 1, steps_per_epoch):
             _check_finite(not_finite, processes)  # waits for the GPU
             seconds = time.perf_counter() - begin
-            hooks.on_step(state, steps_per_epoch, loss.item(), (state.step - first) * config.recipe.batch_size / seconds)
+            hooks.on_step(
+                state, steps_per_epoch, loss.item(), (state.step - first) * config.recipe.batch_size / seconds
+            )
         if state.step < steps_per_epoch and processes.any(hooks.stop()):
             _check_finite(not_finite, processes)
             state.seconds += time.perf_counter() - begin
@@ -320,6 +322,8 @@ def autocast(config: Config, device: torch.device) -> AbstractContextManager[Non
 
 
 def _layout(images: Tensor, config: Config) -> Tensor:
-    format = torch.channels_last if config.recipe.channels_last else torch.contiguous_format
-    return images.contiguous(memory_format=format)
+    return images.contiguous(memory_format=_memory_format(config))
 
+
+def _memory_format(config: Config) -> torch.memory_format:
+    return torch.channels_last if config.recipe.channels_last else torch.contiguous_format

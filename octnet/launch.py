@@ -28,6 +28,11 @@ from octnet.tracking import tracking
 
 log = logging.getLogger("octnet")
 
+ELASTIC_LOGGERS = (
+    "torch.distributed.elastic.agent.server.api",
+    "torch.distributed.elastic.multiprocessing.api",
+    "torch.distributed.elastic.rendezvous.dynamic_rendezvous",
+)
 EXIT_INTERRUPTED = 130
 SECONDS_TO_STOP = 120  # for the step in progress and the checkpoint, after Ctrl-C or Slurm's signal
 
@@ -55,7 +60,11 @@ def execute(config: Config, index: int = 0, total: int = 1) -> str:
         if summary["status"] == "running":  # the processes are gone without a word, killed perhaps
             write_summary(folder, status="failed", error="the training process ended without a result; killed?")
             summary = read_summary(folder)
-        _show(config, position, _result(summary) + (f": see {folder / 'train.log'}" if summary["status"] == "failed" else ""))
+        _show(
+            config,
+            position,
+            _result(summary) + (f": see {folder / 'train.log'}" if summary["status"] == "failed" else ""),
+        )
         if summary["status"] in FINISHED:
             _durations.append(time.monotonic() - begin)
         return str(summary["status"])
@@ -67,7 +76,8 @@ def _start_processes(config: Config, folder: Path, position: Position) -> None:
     processes = config.launch.processes if config.launch.processes is not None else max(1, gpus)
     if gpus > 0 and config.recipe.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # our own lines say it
+    for name in ELASTIC_LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they warn of, our own lines say
     multiprocessing.set_forkserver_preload([__name__])  # a fork of it has torch imported
     launch = elastic_launch(
         LaunchConfig(

@@ -22,8 +22,11 @@ def build_network(name: str, alpha: float, kwargs: dict[str, Any], num_classes: 
     octave = name.startswith("oct_")
     if not octave and alpha != 0:
         raise UserError(f"model.alpha={alpha:g}: {name} has no α; write model.name=oct_{name}, or model.alpha=0")
+    arguments: dict[str, Any] = {"num_classes": num_classes, **({"alpha": alpha} if octave else {})}
+    for key in sorted(kwargs.keys() & {"alpha", "num_classes"}):
+        raise UserError(f"model.kwargs.{key}: write {'model.alpha' if key == 'alpha' else 'data.num_classes'} instead")
     try:
-        return timm.create_model(name, num_classes=num_classes, **kwargs, **({"alpha": alpha} if octave else {}))
+        return timm.create_model(name, **arguments, **kwargs)
     except (ValueError, TypeError, AssertionError, RuntimeError) as error:
         raise UserError(f"model.name={name}, model.alpha={alpha:g}, model.kwargs={kwargs}: {error}") from error
 

@@ -115,7 +115,9 @@ class Octave:
     ) -> Any:
         handler = _HANDLERS.get(func)
         if handler is None:
-            raise OctaveError(f"{getattr(func, '__name__', func)} has no meaning on a pair of high and low frequency maps")
+            raise OctaveError(
+                f"{getattr(func, '__name__', func)} has no meaning on a pair of high and low frequency maps"
+            )
         return handler(func, *args, **(kwargs or {}))
 
 
@@ -206,7 +208,9 @@ def _batch_norm(
         raise OctaveError(f"batch_norm of {channels} channels gets {x.shape[1]}")
 
     def norm(part: Tensor | None, channels: slice) -> Tensor | None:
-        return None if part is None else func(part, *(v if v is None else v[channels] for v in vectors), *args, **kwargs)
+        return (
+            None if part is None else func(part, *(v if v is None else v[channels] for v in vectors), *args, **kwargs)
+        )
 
     cut = x.high_channels
     return Octave(norm(x.high, slice(None, cut)), norm(x.low, slice(cut, None)))
@@ -223,7 +227,20 @@ def _cat(func: Callable[..., Tensor], tensors: Sequence[Any], dim: int = 0) -> O
 
 
 _POINTWISE: tuple[Any, ...] = (
-    *(F.relu, torch.relu, torch.relu_, F.relu6, F.hardtanh, F.leaky_relu, F.elu, F.celu, F.selu, F.gelu, F.silu, F.mish),
+    *(
+        F.relu,
+        torch.relu,
+        torch.relu_,
+        F.relu6,
+        F.hardtanh,
+        F.leaky_relu,
+        F.elu,
+        F.celu,
+        F.selu,
+        F.gelu,
+        F.silu,
+        F.mish,
+    ),
     *(F.hardswish, F.hardsigmoid, torch.sigmoid, torch.tanh, F.sigmoid, F.tanh, F.logsigmoid, F.softplus),
     *(F.dropout, F.alpha_dropout),
 )

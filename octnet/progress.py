@@ -74,7 +74,9 @@ class Progress:
         text = f"  {_clock(left)} left" if share < 1 else ""
         to_come = self.position.total - self.position.index - 1
         if to_come > 0:
-            text += f"{',' if text else ' '} sweep {_clock(left + to_come * (self.position.mean_seconds or whole))} left"
+            text += (
+                f"{',' if text else ' '} sweep {_clock(left + to_come * (self.position.mean_seconds or whole))} left"
+            )
         return text
 
 

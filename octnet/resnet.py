@@ -20,16 +20,21 @@ PLAN: Plan = {
 }
 
 
+STEM_CHANNELS = 32  # of the tiny one; not 64, so that the first shortcut is a convolution and can be split
+
+
 class TinyResNet(ResNet):
-    """timm's ResNet of bottlenecks with a 3×3 stem of stride 1 and no max-pool: maps of 1, 1/2, 1/4 and 1/8 of the image."""
+    """timm's ResNet of bottlenecks with a 3×3 stem of stride 1, no max-pool: maps of 1, 1/2, 1/4 and 1/8 of the image."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(Bottleneck, stem_type="deep", stem_width=16, **kwargs)
-        self.conv1 = nn.Conv2d(self.in_chans, self.bn1.num_features, 3, padding=1, bias=False)
-        self.maxpool = nn.Identity()
+        args: dict[str, Any] = {"block": Bottleneck, "stem_type": "deep", "stem_width": STEM_CHANNELS // 2}
+        super().__init__(**args | kwargs)
+        stem = nn.Conv2d(self.in_chans, STEM_CHANNELS, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")  # as timm's ResNet
+        self.register_module("conv1", stem)
+        self.register_module("maxpool", nn.Identity())
         for info, reduction in zip(self.feature_info, (1, 1, 2, 4, 8), strict=True):
             info["reduction"] = reduction
-        self.init_weights()
 
 
 default_cfgs = generate_default_cfgs(

@@ -1,5 +1,5 @@
-"""Few threads: the tests run small networks, side by side with whatever else the machine does."""
+"""One thread: the networks of the tests are small, and several threads wait for each other on a busy machine."""
 
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)

@@ -44,6 +44,7 @@ def equation_2_and_3(
                 for c, i, j in itertools.product(range(width), *[range(-reach, reach + 1)] * 2):
                     a, b = i * dilation, j * dilation
                     weight = w[row, column + c, i + reach, j + reach]
+                    at: tuple[float, float]
                     if (name, out) == ("L", "H"):
                         at = (p // 2 + a, q // 2 + b)
                     elif (name, out) == ("H", "L"):  # the kernel steps over the pooled map: 2(p + i) + ½
@@ -171,7 +172,7 @@ def test_gradients(in_low: int, out_low: int, stride: int, groups: int) -> None:
         y = torch.func.functional_call(conv, dict(zip(("weight", "bias"), parameters, strict=True)), (x,))
         return tuple(y.parts) if isinstance(y, Octave) else (y,)
 
-    assert torch.autograd.gradcheck(f, (*leaves, conv.weight, conv.bias))
+    assert torch.autograd.gradcheck(f, (*leaves, *conv.parameters()))
 
 
 ALPHAS = (0, 0.125, 0.25, 0.5, 0.75, 0.875, 1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from octnet import OctConv2d, OctaveError, octavize
+from octnet import OctaveError, OctConv2d, octavize
 from octnet.convert import Plan, run_on_meta
 
 PLANS: dict[str, Plan] = {
@@ -18,12 +18,12 @@ PLANS: dict[str, Plan] = {
         "s4.*.conv?.conv": 0,
         "s4.*.downsample.conv": 0,
     },
-    "efficientnet_b0": {"blocks.[0-4].*.conv_*": 1, "blocks.5.*.conv_*": 0, "blocks.6.*.conv_*": 0},
-    "mobilenetv3_large_100": {"blocks.[0-4].*.conv_*": 1, "blocks.5.*.conv_*": 0},
+    "efficientnet_b0": {"blocks.[0-4].?.conv_*": 1, "blocks.[56].?.conv_*": 0},
+    "mobilenetv3_large_100": {"blocks.[0-4].?.conv_*": 1, "blocks.5.?.conv_*": 0},
     "vgg16_bn": {"features.40": 0, "features.*": 1},
     "resnetv2_50": {"stages.[012].*": 1, "stages.3.*": 0},
 }
-ALPHAS = (0.125, 0.25, 0.5, 0.75)
+ALPHAS = (0.125, 0.5)
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -79,10 +79,9 @@ def test_first_pattern_holds_and_the_rest_is_left_alone() -> None:
 class Flattens(nn.Module):
     """A network with an operation that has no meaning on a pair."""
 
-    pretrained_cfg = {"input_size": (3, 32, 32)}
-
     def __init__(self) -> None:
         super().__init__()
+        self.pretrained_cfg = {"input_size": (3, 32, 32)}
         self.stem = nn.Conv2d(3, 8, 3, padding=1)
         self.head = nn.Sequential(nn.ReLU(), nn.Flatten())
 

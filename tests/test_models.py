@@ -21,7 +21,7 @@ NAMES = (
     *("resnext50_32x4d", "resnext101_32x4d", "densenet121", "mobilenetv1_100", "mobilenetv2_100"),
 )
 ALPHAS = (0, 0.125, 0.25, 0.5, 0.75)
-SMALL = {  # kwargs that make a family's member small
+SMALL: dict[str, dict[str, Any]] = {  # kwargs that make a family's member small
     "resnet26": {"layers": (1, 1, 1, 1)},
     "seresnet50": {"layers": (1, 1, 1, 1)},
     "resnext50_32x4d": {"layers": (1, 1, 1, 1)},
@@ -36,7 +36,9 @@ def official_rows() -> list[Any]:
     """Rows of the authors' counts that one of timm's definitions shares, with the name here."""
     with (files("octnet") / "official_macs.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["alpha"] != "0oct"]
-    shared = {f"paper_{name}": name for name in NAMES if name not in ("mobilenetv2_100",)}  # timm's V2 lacks an expansion
+    shared = {
+        f"paper_{name}": name for name in NAMES if name not in ("mobilenetv2_100",)
+    }  # timm's V2 lacks an expansion
     return [
         pytest.param(shared.get(row["model"], row["model"]), row, id=f"{row['model']}-{row['alpha']}")
         for row in rows
@@ -121,7 +123,9 @@ def test_paper_curve_of_feature_map_memory() -> None:
     sizes = []
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            module.register_forward_hook(lambda _m, _i, y: sizes.append(sum(p.numel() for p in getattr(y, "parts", [y]))))
+            module.register_forward_hook(
+                lambda _m, _i, y: sizes.append(sum(p.numel() for p in getattr(y, "parts", [y])))
+            )
     model(torch.zeros(1, 3, 32, 32))
     assert measure(model, 32).feature_map_mb == pytest.approx(sum(sizes) * 4 / 1e6)
 

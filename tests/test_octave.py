@@ -1,5 +1,7 @@
 """What a pair of maps does in modules written for tensors."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -98,9 +100,10 @@ def test_squeeze_and_excitation_is_the_vanilla_one_on_the_concatenation() -> Non
 def test_sums_and_concatenations() -> None:
     x = pair()
     assert torch.equal((x + x).high, 2 * x.high)  # type: ignore[arg-type, operator]
-    y = torch.cat([torch.ones(4, 1, 8, 8), x, x], 1)
-    assert y.shape[1] == 17
+    maps: list[Any] = [torch.ones(4, 1, 8, 8), x, x]
+    y: Any = torch.cat(maps, 1)
     assert isinstance(y, Octave)
+    assert y.shape[1] == 17
     assert y.high_channels == 13
     with pytest.raises(OctaveError, match="unequal splits"):
         x + Octave(x.high, None)

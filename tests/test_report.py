@@ -210,7 +210,7 @@ def test_labels_lie_apart_inside_the_axes_and_off_the_points(kind: str, tmp_path
     paper = Bbox.from_bounds(0, 0, *canvas.get_width_height())
     whole = ax.get_tightbbox(canvas.get_renderer())
     assert whole is not None
-    assert paper.x0 <= whole.x0 and whole.x1 <= paper.x1 and paper.y0 <= whole.y0 and whole.y1 <= paper.y1  # noqa: PT018
+    assert paper.x0 <= whole.x0 and whole.x1 <= paper.x1 and paper.y0 <= whole.y0 and whole.y1 <= paper.y1
     names = [label.get_window_extent(canvas.get_renderer()) for label in ax.get_xticklabels() if label.get_text()]
     assert not [pair for pair in combinations(names, 2) if pair[0].overlaps(pair[1])]
 

@@ -1,0 +1,125 @@
+"""Whole runs in their own processes: how they end, and what their folder holds then."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from octnet.checkpoint import load_weights
+from octnet.engine import evaluate_images, open_data
+from octnet.launch import execute
+from octnet.network import build_network
+from octnet.options import UserError
+from octnet.run import check_folder, locked, read_summary, record_epoch, run_folder
+from octnet.runconfig import load_config
+from tests.small import small_config
+from tests.test_engine import ONE
+
+
+def test_two_processes_make_one_run(tmp_path: Path) -> None:
+    """gloo on the CPU; the recorded accuracy is what one process measures with the saved weights."""
+    config = small_config(tmp_path)
+    config.launch.processes = 2
+    config.data.val_images = 47  # uneven: no image twice, none left out
+    assert execute(config) == "done"
+    folder = run_folder(config)
+    assert {path.name for path in folder.iterdir()} >= {
+        *("config.yaml", "train.log", "metrics.jsonl", "checkpoints", "weights.safetensors", "summary.json")
+    }
+    summary = read_summary(folder)
+    assert summary["processes"] == 2
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert lines[-1]["top1"] == summary["top1"]
+
+    _, val_images = open_data(config, ONE)
+    model = build_network(config.model.name, config.model.alpha, config.model.kwargs, 16)
+    load_weights(model, folder / "weights.safetensors")
+    metrics = evaluate_images(model, val_images, config, ONE)
+    assert metrics["top1"] == pytest.approx(summary["top1"])
+    assert metrics["val_loss"] == pytest.approx(lines[-1]["val_loss"], rel=1e-4)
+
+
+def test_a_finished_run_is_skipped_and_another_config_refused(tmp_path: Path) -> None:
+    config = small_config(tmp_path, epochs=1)
+    assert execute(config) == "done"
+    folder = run_folder(config)
+    before = (folder / "weights.safetensors").stat().st_mtime_ns
+    assert execute(config) == "done"
+    assert (folder / "weights.safetensors").stat().st_mtime_ns == before
+    assert load_config(folder / "config.yaml") == config
+    check_folder(config)
+    config.recipe.epochs, config.data.workers = 3, 1
+    with pytest.raises(UserError, match=r"recipe.epochs \(1, now 3\)") as caught:
+        check_folder(config)
+    assert "workers" not in str(caught.value)
+
+
+def test_a_diverged_run_is_a_result(tmp_path: Path) -> None:
+    config = small_config(tmp_path)
+    config.recipe.learning_rate = 1e30
+    assert execute(config) == "diverged"
+    summary = read_summary(run_folder(config))
+    assert summary["diverged_step"] in (2, 3, 4)
+    assert execute(config) == "diverged"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_that_fails_names_the_file_and_starts_again(tmp_path: Path, workers: int) -> None:
+    root = tmp_path / "images"
+    for split, name in ((s, n) for s in ("train", "val") for n in ("a", "b")):
+        (root / split / name).mkdir(parents=True)
+        for i in range(8):
+            Image.new("RGB", (20, 20), (10 * i, 99, 50)).save(root / split / name / f"{i}.jpg")
+    bad = root / "train" / "b" / "3.jpg"
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[: len(whole) // 2])
+    config = small_config(tmp_path / "runs", epochs=1)
+    config.data.reader, config.data.root, config.data.workers = "folder", str(root), workers
+    config.data.num_classes = 2
+    assert execute(config) == "failed"
+    folder = run_folder(config)
+    assert str(bad) in read_summary(folder)["error"]
+    assert "Traceback" in (folder / "train.log").read_text()
+    bad.write_bytes(whole)
+    assert execute(config) == "done"
+    assert read_summary(folder)["error"] is None
+
+
+def test_the_folder_of_a_run_is_taken_once(tmp_path: Path) -> None:
+    config = small_config(tmp_path)
+    folder = run_folder(config)
+    folder.mkdir(parents=True)
+    with locked(folder):
+        code = (
+            "import sys; from pathlib import Path; from octnet.run import locked\n"
+            "from octnet.options import UserError\n"
+            "try:\n    locked(Path(sys.argv[1])).__enter__()\nexcept UserError as error:\n    print(error)"
+        )
+        said = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+        assert "is in use by process" in said.stdout
+    with locked(folder):
+        pass
+
+
+def test_metrics_of_a_repeated_epoch_replace_the_first(tmp_path: Path) -> None:
+    for epoch, top1 in ((1, 10), (2, 20), (3, 30), (2, 25)):
+        record_epoch(tmp_path, {"epoch": epoch, "top1": top1})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["epoch"], line["top1"]) for line in lines] == [(1, 10), (2, 25)]
+
+
+def test_wandb_offline_is_one_run_with_its_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    config = small_config(tmp_path, epochs=1)
+    config.wandb.mode = "offline"
+    assert execute(config) == "done"
+    folder = run_folder(config)
+    runs = list((folder / "wandb").glob("offline-run-*"))
+    assert len(runs) == 1
+    assert runs[0].name.endswith(read_summary(folder)["wandb_id"])
+    shutil.rmtree(folder / "wandb")
