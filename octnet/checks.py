@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from octnet.complexity import check_model
-from octnet.data import check_data
+from octnet.data import check_data, count_train_images
 from octnet.options import Config, UserError
 from octnet.run import check_folder, run_folder
 from octnet.runconfig import OPEN_KEY, differing_keys, flatten, nearest, shown
@@ -91,7 +91,7 @@ def check_values(config: Config) -> None:
 
 def _check_batch(config: Config) -> None:
     """Warm-up, processes and the division of the batch. Raises UserError."""
-    recipe, launch, data = config.recipe, config.launch, config.data
+    recipe, launch = config.recipe, config.launch
     if recipe.warmup_epochs > recipe.epochs:
         raise UserError(f"recipe.warmup_epochs={recipe.warmup_epochs}: longer than recipe.epochs={recipe.epochs}")
     gpus = launch.gpus if launch.gpus is not None else 0
@@ -107,8 +107,6 @@ def _check_batch(config: Config) -> None:
     if recipe.mixup_alpha > 0 and each % 2 != 0:
         right = f"mixup needs an even number, as with recipe.batch_size={2 * parts * math.ceil(each / 2)}"
         raise UserError(f"recipe.batch_size={size}: is {each:.0f} images a pass of each process; {right}")
-    if data.reader == "shapes" and size > data.train_images:
-        raise UserError(f"recipe.batch_size={size}: more than data.train_images={data.train_images}")
 
 
 def check_gpus(config: Config, local: bool) -> None:
@@ -132,13 +130,17 @@ def check_grid(configs: list[Config], local: bool = True) -> None:
         if folder in folders:
             raise UserError(_same_folder(folder, folders[folder], config))
         folders[folder] = config
-    classes: dict[str, int] = {}  # of each data set, read once
+    classes, images = dict[str, int](), dict[str, int]()  # of each data set, read once
     models = set()
     for config in configs:
         data, model = config.data, config.model
         data_id = json.dumps(asdict(data))
         if data_id not in classes:
-            classes[data_id] = check_data(data)
+            classes[data_id], images[data_id] = check_data(data), count_train_images(data)
+        if config.recipe.batch_size > images[data_id]:
+            raise UserError(
+                f"recipe.batch_size={config.recipe.batch_size}: more than the {images[data_id]} training images"
+            )
         model_id = json.dumps([asdict(model), classes[data_id], data.image_size_px], default=str)
         if model_id not in models:
             check_model(model.name, model.alpha, model.kwargs, classes[data_id], data.image_size_px)

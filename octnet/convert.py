@@ -65,6 +65,8 @@ def register_octave(name: str, plan: Plan) -> None:
     """Registers `oct_<name>` with timm: timm's model `name`, octavized with `plan` at the keyword `alpha` (.25)."""
 
     def create(pretrained: bool = False, *, alpha: float = 0.25, **kwargs: Any) -> nn.Module:
+        if kwargs.get("features_only") and alpha > 0:  # timm's extractors take a pair for half of the channels
+            raise OctaveError(f"oct_{name}: features_only has no meaning yet on pairs of maps; alpha=0 takes it")
         return octavize(timm.models.model_entrypoint(name)(pretrained=pretrained, **kwargs), alpha, plan)
 
     create.__name__ = create.__qualname__ = f"oct_{name}"

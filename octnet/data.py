@@ -41,6 +41,13 @@ def check_data(config: DataConfig, train: bool = True) -> int:
     return _agreed(config, len(classes), f"data.root={root}")
 
 
+def count_train_images(config: DataConfig) -> int:
+    """Return how many there will be, without opening them; after `check_data`."""
+    if config.reader == "shapes":
+        return config.train_images
+    return 50_000 if config.reader == "cifar10" else len(scan(_root(config), "train")[1])
+
+
 def open_images(config: DataConfig, train: bool) -> Images:
     """Open a split; CIFAR-10 is downloaded if it isn't there, so let one process open it before the others."""
     if config.reader == "shapes":

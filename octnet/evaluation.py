@@ -114,9 +114,9 @@ def compose(target: Target, overrides: list[str]) -> Config:
 
 def evaluate_target(target: Target, config: Config) -> dict[str, Any]:
     """Metrics of the weights on the validation images: top1 and top5 in percent. Raises UserError."""
+    from octnet.accuracy import evaluate_images
     from octnet.checkpoint import load_weights
     from octnet.data import check_data, open_images
-    from octnet.engine import evaluate_images
     from octnet.network import build_network
     from octnet.processes import join
 

@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 
 from octnet.axes import set_axes
 from octnet.labels import Label, place_labels
-from octnet.table import Point, backbone, describe_data
+from octnet.table import Point, backbone, count_epochs, describe_data
 
 # Okabe and Ito's palette without its yellow, which white paper swallows: colour-blind safe.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -143,7 +143,7 @@ def draw_panel(ax: Axes, points: list[Point], published: str, x: str = "macs", x
         members, style = list(group), (COLORS[i % len(COLORS)], MARKERS[turn % len(MARKERS)])
         draw_line(ax, members, *style, x, marks)
         colors.setdefault(family(members[0].model), style[0])
-        label = textwrap.fill(f"{name}, {n} epochs" if len(epochs) > 1 else name, 26)
+        label = textwrap.fill(f"{name}, {count_epochs(n)}" if len(epochs) > 1 else name, 26)
         lines.append(Line2D([], [], color=style[0], marker=style[1], label=label))
     rows = published_rows(points, published) if x == "macs" else []
     draw_published(ax, rows, colors, marks)
@@ -151,7 +151,7 @@ def draw_panel(ax: Axes, points: list[Point], published: str, x: str = "macs", x
     add_legend(ax, points, rows, lines)
     facts = (
         describe_data(points[0].data, points[0].image_size_px),
-        f"{' and '.join(map(str, epochs))} epochs",
+        " and ".join(map(count_epochs, epochs)),
         f"{'–'.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seed{'s' if counts[-1] > 1 else ''} a point",
     )
     ax.set_title(textwrap.fill(", ".join(facts), 80), loc="left")

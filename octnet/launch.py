@@ -19,11 +19,12 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from octnet.complexity import measure
-from octnet.engine import Diverged, Hooks, Interrupted, Metrics, open_data, start, train
+from octnet.engine import Diverged, Hooks, Interrupted, Metrics, open_data, train
 from octnet.options import Config, UserError
 from octnet.processes import Processes, join
 from octnet.progress import Position, Progress
 from octnet.run import FINISHED, locked, open_run, provenance, read_summary, record_epoch, run_folder, write_summary
+from octnet.state import start
 from octnet.tracking import tracking
 
 log = logging.getLogger("octnet")

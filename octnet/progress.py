@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from octnet.engine import State
+from octnet.state import State
 
 BAR = 20  # characters
 

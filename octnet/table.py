@@ -89,6 +89,11 @@ def group_runs(runs: list[dict[str, Any]]) -> list[Point]:
     return points
 
 
+def count_epochs(n: int) -> str:
+    """“1 epoch”, “8 epochs”."""
+    return f"{n} epoch{'' if n == 1 else 's'}"
+
+
 def describe_data(name: str, image_size_px: int) -> str:
     """A data set as titles call it."""
     return f"{name} (synthetic), {image_size_px} px" if name == "shapes" else f"{name}, {image_size_px} px"
@@ -130,7 +135,7 @@ def unfinished(runs: list[dict[str, Any]]) -> Iterator[str]:
             step = f", step {run['diverged_step']}" if run.get("diverged_step") is not None else ""
             error = str(run.get("error") or "").strip().splitlines()  # of a traceback, the last line says what happened
             where = f"{run['model']}, α = {run['alpha']:g}, seed {run['seed']}"
-            data = f"{describe_data(run['data'], run['image_size_px'])}, {run['epochs']} epochs"
+            data = f"{describe_data(run['data'], run['image_size_px'])}, {count_epochs(run['epochs'])}"
             yield f"{run['status']}{step}: {where} ({data})" + (f": {error[-1].strip()}" if error else "")
 
 
@@ -138,7 +143,7 @@ def print_points(runs: list[dict[str, Any]], console: Console) -> None:
     """A table for each data set, image size and number of epochs, then the runs without a result."""
     points = group_runs(runs)
     for (data, size, epochs), group in groupby(points, lambda p: (p.data, p.image_size_px, p.epochs)):
-        title = f"{describe_data(data, size)}, {epochs} epochs"
+        title = f"{describe_data(data, size)}, {count_epochs(epochs)}"
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, collapse_padding=True)
         for header in HEADERS:
             left = header == "model"

@@ -2,9 +2,9 @@
 
 import pytest
 
-from octnet.checks import CHOICES, RULES, check_values
+from octnet.checks import CHOICES, RULES, check_grid, check_values
 from octnet.options import Config, UserError
-from octnet.runconfig import flatten, schema
+from octnet.runconfig import flatten, make_config, schema
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,6 @@ from octnet.runconfig import flatten, schema
         ("recipe.warmup_epochs", 9.0, "longer than recipe.epochs=8"),
         ("recipe.accumulation_steps", 3, "recipe.batch_size=128: must be a multiple of 3"),
         ("launch.processes", 6, "recipe.batch_size=128: must be a multiple of 6 (launch.processes=6 x"),
-        ("recipe.batch_size", 8192, "more than data.train_images=4096"),
     ],
 )
 def test_a_value_out_of_range_is_named_with_what_is_right(key: str, value: object, message: str) -> None:
@@ -60,3 +59,8 @@ def test_values_together() -> None:
 
 def test_every_rule_is_for_an_option_that_exists() -> None:
     assert set(RULES) | set(CHOICES) <= set(flatten(schema()))
+
+
+def test_a_batch_larger_than_the_data_is_refused() -> None:
+    with pytest.raises(UserError, match=r"recipe.batch_size=8192: more than the 4096 training images"):
+        check_grid([make_config({"recipe": {"batch_size": 8192}})])

@@ -19,7 +19,7 @@ PLANS: dict[str, Plan] = {
         "s4.*.downsample.conv": 0,
     },
     "efficientnet_b0": {"blocks.[0-4].?.conv_*": 1, "blocks.[56].?.conv_*": 0},
-    "mobilenetv3_large_100": {"blocks.[0-4].?.conv_*": 1, "blocks.5.?.conv_*": 0},
+    "mobilenetv3_large_100": {"blocks.[1-4].?.conv_*": 1, "blocks.5.?.conv_*": 0},
     "vgg16_bn": {"features.40": 0, "features.*": 1},
     "resnetv2_50": {"stages.[012].*": 1, "stages.3.*": 0},
 }

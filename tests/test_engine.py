@@ -11,26 +11,17 @@ import torch.nn.functional as F
 from timm.data.mixup import Mixup
 from torch import Tensor
 
+from octnet.accuracy import evaluate_images
 from octnet.augment import normalize
 from octnet.checkpoint import load_weights, read_weights
 from octnet.data import train_steps
-from octnet.engine import (
-    Diverged,
-    Hooks,
-    Interrupted,
-    State,
-    evaluate_images,
-    open_data,
-    restore,
-    start,
-    train,
-    train_step,
-)
+from octnet.engine import Diverged, Hooks, Interrupted, open_data, train, train_step
 from octnet.network import build_network
 from octnet.optimizer import learning_rate
 from octnet.options import Config, UserError
 from octnet.processes import Processes
 from octnet.randomness import step_seed
+from octnet.state import State, restore, start
 from tests.small import small_config
 
 ONE = Processes(0, 1, torch.device("cpu"))

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from octnet.accuracy import evaluate_images
 from octnet.checkpoint import load_weights
-from octnet.engine import evaluate_images, open_data
+from octnet.engine import open_data
 from octnet.launch import execute
 from octnet.network import build_network
 from octnet.options import UserError
