@@ -68,6 +68,8 @@ def run_grid(grid: Grid, overrides: list[str]) -> int:
         return statuses[-1]
 
     common = _common_folder(grid.configs)
+    if grid.launcher in HERE and grid.multirun:
+        print(f"{total} runs, in {common}")
     if grid.launcher not in HERE:
         print(f"runs for the cluster: {total}; what their jobs print: {common / 'slurm'}")
         paths = [str(CONFIGS.parent), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -1,6 +1,7 @@
 """The data layer: checks, opens and streams the images of a run, the same whatever the number of processes."""
 
 import difflib
+import signal
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -142,6 +143,7 @@ def _batches(samples: _Samples, keys: Iterator[list[Key]], workers: int) -> Iter
         num_workers=workers,  # each with one thread, which is DataLoader's way
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # its own: DataLoader would draw from the global one
+        worker_init_fn=_outlive_ctrl_c,
     )
     try:
         for batch in loader:
@@ -149,6 +151,11 @@ def _batches(samples: _Samples, keys: Iterator[list[Key]], workers: int) -> Iter
     except UserError as error:  # from a worker, the message is a whole traceback
         error.__traceback__ = None  # it keeps the loader in a cycle, and collecting that takes 5 s a worker
         raise UserError(str(error).splitlines()[-1].removeprefix("octnet.options.UserError: ")) from None
+
+
+def _outlive_ctrl_c(worker: int) -> None:
+    """Ctrl-C reaches a loader process too; the training process ends it, after its last step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _root(config: DataConfig) -> str:
