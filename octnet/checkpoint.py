@@ -23,6 +23,11 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Loads a state dict (.safetensors, or torch's format) strictly. Raises UserError naming file and difference."""
+    model.load_state_dict(matching_weights(model, path))
+
+
+def matching_weights(model: nn.Module, path: Path) -> dict[str, Tensor]:
+    """The state dict in a file, names and shapes compared with the network's. Raises UserError naming the difference."""
     given, wanted = read_weights(path), model.state_dict()
     problems = [f"{name} is missing" for name in wanted.keys() - given.keys()]
     problems += [f"{name} is not of this network" for name in given.keys() - wanted.keys()]
@@ -34,7 +39,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if problems:
         more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(f"{path}: of another network: {'; '.join(sorted(problems)[:3])}{more}")
-    model.load_state_dict(given)
+    return given
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from octnet.checkpoint import matching_weights
 from octnet.complexity import check_model
 from octnet.data import check_data, count_train_images
+from octnet.network import build_on_meta
 from octnet.options import Config, UserError
 from octnet.run import check_folder, run_folder
 from octnet.runconfig import OPEN_KEY, differing_keys, flatten, nearest, shown
@@ -143,7 +145,10 @@ def check_grid(configs: list[Config], local: bool = True) -> None:
             )
         model_id = json.dumps([asdict(model), classes[data_id], data.image_size_px], default=str)
         if model_id not in models:
-            check_model(model.name, model.alpha, model.kwargs, classes[data_id], data.image_size_px)
+            arguments = (model.name, model.alpha, model.kwargs, classes[data_id])
+            check_model(*arguments, data.image_size_px)
+            if model.weights is not None:
+                matching_weights(build_on_meta(*arguments), Path(model.weights))
             models.add(model_id)
     for config in configs:
         check_folder(config)

@@ -31,20 +31,21 @@ class Complexity:
     feature_map_mb: float  # outputs of all convolutions and linear layers in float32, 10^6 bytes
 
 
-def measure(model: nn.Module, image_size_px: int, rule: str = "") -> Complexity:
-    """The counts of `model` for an image (C, S, S); `rule` is the model's timm name, where the authors' rule depends on it.
+def measure(model: nn.Module, image_size_px: int, rule: str = "", channels: int = 3) -> Complexity:
+    """The counts of `model` for an image (channels, S, S); `rule` is its timm name, on which the authors' rule depends.
 
     Raises OctaveError, naming the layer, where the network can't take the size.
     """
-    first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
     paper = _PaperFlops(rule)
     handles = [m.register_forward_hook(paper.hook(name)) for name, m in model.named_modules()]
     try:
         with FlopCounterMode(display=False) as counter:
-            run_on_meta(model, (first.in_channels, image_size_px, image_size_px))
+            output = run_on_meta(model, (channels, image_size_px, image_size_px))
     finally:
         for handle in handles:
             handle.remove()
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        raise OctaveError("a classifier gives one tensor (images, classes); this network gives another output")
     macs = counter.get_total_flops() // (2 * _BATCH)
     return Complexity(
         params=sum(p.numel() for p in model.parameters()),

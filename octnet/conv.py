@@ -40,8 +40,20 @@ class OctConv2d(nn.Conv2d):
         conv.__class__ = cls
         assert isinstance(conv, cls)
         conv.low_channels = low_channels
-        conv._check()
+        try:
+            conv._check()
+        except OctaveError:
+            cls.revert(conv)
+            raise
         return conv
+
+    @staticmethod
+    def revert(conv: nn.Module) -> None:
+        """Undoes `convert`; does nothing to another layer."""
+        if isinstance(conv, OctConv2d):
+            del conv.low_channels
+            plain: nn.Module = conv
+            plain.__class__ = nn.Conv2d
 
     @property
     def depthwise(self) -> bool:

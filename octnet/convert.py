@@ -24,8 +24,9 @@ The first pattern that matches a convolution holds. One that no pattern matches 
 def octavize(model: nn.Module, alpha: float, plan: Plan) -> nn.Module:
     """Turns the planned convolutions of `model` into `OctConv2d`, in place, and returns it with `.alpha` and `.plan`.
 
-    A convolution with C output channels gets int(share · α · C) low ones. Parameters and state dict stay as they are. At α = 0
-    nothing is changed at all. A network that says its input size (timm's do) is run once on the meta device.
+    A convolution with C output channels gets int(share · α · C) low ones. Parameters and state dict stay as they are. At α = 0,
+    and where an error is raised, nothing is changed at all. A network that says its input size (timm's do) is run once on the
+    meta device.
 
     Raises OctaveError, naming the layer: for α outside [0, 1], a pattern without a convolution, a convolution the operator
     can't stand for, an operation of the network that has no meaning on a pair of maps.
@@ -34,14 +35,18 @@ def octavize(model: nn.Module, alpha: float, plan: Plan) -> nn.Module:
         raise OctaveError(f"alpha={alpha} is not between 0 and 1")
     shares = resolve(model, plan)
     if alpha > 0:
-        for name, share in shares.items():
-            conv = model.get_submodule(name)
-            assert isinstance(conv, nn.Conv2d)
-            try:
-                OctConv2d.convert(conv, int(share * alpha * conv.out_channels))
-            except OctaveError as error:
-                raise OctaveError(f"layer '{name}' at α = {alpha:g}: {error}") from error
-        _try_out(model, alpha)
+        try:
+            for name, share in shares.items():
+                conv = model.get_submodule(name)
+                assert isinstance(conv, nn.Conv2d)
+                with _naming(f"layer '{name}' at α = {alpha:g}"):
+                    OctConv2d.convert(conv, int(share * alpha * conv.out_channels))
+            with _naming(f"α = {alpha:g}"):
+                _try_out(model)
+        except OctaveError:
+            for name in shares:
+                OctConv2d.revert(model.get_submodule(name))
+            raise
     vars(model).update(alpha=alpha, plan=dict(plan))
     return model
 
@@ -96,27 +101,37 @@ def naming_the_layer(model: nn.Module) -> Iterator[None]:
     def leave(*_: Any) -> None:
         running.pop()
 
+    def layer() -> str:
+        return f"layer '{running[-1]}'" if running and running[-1] else type(model).__name__
+
     modules = list(model.named_modules())
     handles = [m.register_forward_pre_hook(enter(name)) for name, m in modules]
     handles += [m.register_forward_hook(leave) for _, m in modules]
     try:
         yield
     except OddSizeError as error:
-        raise OddSizeError(f"layer '{running[-1]}': {error}") from error
-    except (OctaveError, TypeError, AttributeError, RuntimeError) as error:
-        raise OctaveError(f"layer '{running[-1]}': {str(error).splitlines()[0]}") from error
+        raise OddSizeError(f"{layer()}: {error}") from error
+    except Exception as error:  # whatever a network raises for an input it can't take
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise OctaveError(f"{layer()}: {reason}") from error
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _try_out(model: nn.Module, alpha: float) -> None:
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Puts what it is about before the message of an OctaveError."""
+    try:
+        yield
+    except OctaveError as error:
+        raise OctaveError(f"{what}: {error}") from error
+
+
+def _try_out(model: nn.Module) -> None:
     """One forward on the meta device at the network's own input size, up to the next multiple of 64 px."""
     cfg = getattr(model, "pretrained_cfg", None) or {}
     if "input_size" in cfg:
         first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
         _, *sides = cfg["input_size"]
-        try:
-            run_on_meta(model, (first.in_channels, *(-side // 64 * -64 for side in sides)))
-        except OctaveError as error:
-            raise OctaveError(f"α = {alpha:g}: {error}") from error
+        run_on_meta(model, (first.in_channels, *(-side // 64 * -64 for side in sides)))

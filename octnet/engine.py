@@ -79,11 +79,9 @@ def train(
         except Interrupted:
             save(state, path, images.digest, processes)
             raise
+        save(state, path, images.digest, processes)  # a break in the validation loses the validation only
         metrics = _end_epoch(state, val_images, config, processes)
         hooks.on_epoch(metrics)
-        save(state, path, images.digest, processes)
-    if not metrics:  # continued after its last epoch
-        metrics = {"epoch": state.epoch, **evaluate_images(state.measured, val_images, config, processes)}
     if processes.first:
         save_weights(state.measured, folder / "weights.safetensors")
     return metrics
@@ -158,7 +156,7 @@ def train_step(state: State, model: nn.Module, batches: Batches, config: Config,
             state.scaler.scale(loss / passes).backward()
         total += loss.detach().float() / passes
         correct = (logits.detach().argmax(1) == labels).sum()
-        state.totals += torch.stack([loss.detach() * len(labels), correct, correct.new_tensor(len(labels))])
+        state.totals += torch.stack([loss.detach() * len(labels), correct, torch.full_like(correct, len(labels))])
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)

@@ -98,6 +98,10 @@ def _weights_of(run: Path) -> Path:
 
 def compose(target: Target, overrides: list[str]) -> Config:
     """The run's configuration with the command line's on top, checked. Raises UserError."""
+    for text in overrides:
+        key, _, value = text.partition("=")
+        if key.lstrip("+") in ("experiment", "hydra/launcher") or ("," in value and value[0] not in "[{'\""):
+            raise UserError(f"{text}: eval.py takes one value a key, and no {key}; call it once for each")
     base = target.trained or Config()
     base.launch, base.wandb = LaunchConfig(), WandbConfig()  # where it was trained says nothing of where it's evaluated
     values = compose_values({**asdict(base), "checkpoint": None}, overrides, "eval")
@@ -131,13 +135,23 @@ def evaluate_target(target: Target, config: Config) -> dict[str, Any]:
             file=sys.stderr,
         )
     gpu = torch.cuda.is_available() if config.launch.gpus is None else config.launch.gpus > 0
-    with join(gpu) as processes:
+    with join(gpu, many=False) as processes:
         network = build_network(model.name, model.alpha, model.kwargs, classes)
         load_weights(network, target.weights)
         network.to(processes.device)
         images = open_images(config.data, train=False)
+        _check_classes(target, images.classes)
         metrics = evaluate_images(network, images, config, processes)
     return metrics | {"images": len(images), "macs": counts.macs}
+
+
+def _check_classes(target: Target, classes: list[str]) -> None:
+    """Raises UserError if the run was trained on other classes than these."""
+    homes = [folder / "classes.txt" for folder in (target.weights.parent, target.weights.parent.parent)]
+    known = next((file.read_text().splitlines() for file in homes if file.is_file()), classes)
+    if known != classes:
+        i = next(i for i, pair in enumerate(zip(known, classes, strict=False)) if pair[0] != pair[1])
+        raise UserError(f"data: class {i} is '{classes[i]}', but '{known[i]}' where {target.name} was trained")
 
 
 def report(results: list[tuple[Target, Config, dict[str, Any]]]) -> None:

@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,7 +23,18 @@ from octnet.engine import Diverged, Hooks, Interrupted, Metrics, open_data, trai
 from octnet.options import Config, UserError
 from octnet.processes import Processes, join
 from octnet.progress import Position, Progress
-from octnet.run import FINISHED, locked, open_run, provenance, read_summary, record_epoch, run_folder, write_summary
+from octnet.run import (
+    FINISHED,
+    TRAINING,
+    held,
+    locked,
+    open_run,
+    provenance,
+    read_summary,
+    record_epoch,
+    run_folder,
+    write_summary,
+)
 from octnet.state import start
 from octnet.tracking import tracking
 
@@ -56,7 +67,7 @@ def execute(config: Config, index: int = 0, total: int = 1) -> str:
             _show(config, position, f"{_result(summary)} (finished before: skipped)")
             return str(summary["status"])
         begin = time.monotonic()
-        _start_processes(config, folder, position)
+        interrupted = _start_processes(config, folder, position)
         summary = read_summary(folder)
         if summary["status"] == "running":  # the processes are gone without a word, killed perhaps
             write_summary(folder, status="failed", error="the training process ended without a result; killed?")
@@ -68,11 +79,13 @@ def execute(config: Config, index: int = 0, total: int = 1) -> str:
         )
         if summary["status"] in FINISHED:
             _durations.append(time.monotonic() - begin)
+        if interrupted and summary["status"] != "interrupted":  # the run had just ended; the sweep is to stop
+            raise KeyboardInterrupt
         return str(summary["status"])
 
 
-def _start_processes(config: Config, folder: Path, position: Position) -> None:
-    """One process a GPU, or `launch.processes` on the CPU; returns when all have ended."""
+def _start_processes(config: Config, folder: Path, position: Position) -> bool:
+    """One process a GPU, or `launch.processes` on the CPU; returns when all have ended: whether they were asked to."""
     gpus = config.launch.gpus if config.launch.gpus is not None else min(1, torch.cuda.device_count())
     processes = config.launch.processes if config.launch.processes is not None else max(1, gpus)
     if gpus > 0 and config.recipe.deterministic:
@@ -96,22 +109,26 @@ def _start_processes(config: Config, folder: Path, position: Position) -> None:
         run_process,
     )
     try:
-        launch(config, folder, gpus > 0, position)
+        launch(config, folder, gpus > 0, position, os.getpid())
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if read_summary(folder)["status"] == "running":
             write_summary(folder, status="failed", error=f"process {rank} ended with exit code {failure.exitcode}")
     except SignalException:
-        write_summary(folder, status="interrupted")
+        if read_summary(folder)["status"] == "running":
+            write_summary(folder, status="interrupted")
+        return True
+    return False
 
 
-def run_process(config: Config, folder: Path, gpu: bool, position: Position) -> None:
+def run_process(config: Config, folder: Path, gpu: bool, position: Position, parent: int) -> None:
     """A training process of a run: trains, and writes how it ended into the run's folder. Raises what made it fail."""
     _log_to(folder / "train.log")
     try:
-        with join(gpu) as processes, stop_signals() as stop:
+        with stop_signals(parent) as stop, join(gpu, many=True) as processes:
             try:
-                values = _train(config, folder, processes, position, stop)
+                with held(folder, TRAINING) if processes.first else nullcontext():
+                    values = _train(config, folder, processes, position, stop)
             except Diverged as end:
                 values = {"status": "diverged", "diverged_step": end.step}
             except Interrupted:
@@ -119,11 +136,12 @@ def run_process(config: Config, folder: Path, gpu: bool, position: Position) -> 
             if processes.first:
                 write_summary(folder, **values)
                 log.info("%s", values)
-        if values["status"] == "interrupted":
-            sys.exit(EXIT_INTERRUPTED)  # a return would wait for TorchElastic, which waits for this process
+            if stop():
+                sys.exit(EXIT_INTERRUPTED)  # a return would wait for TorchElastic, which waits for this process
     except Exception as error:
         log.error("%s", traceback.format_exc())
-        write_summary(folder, status="failed", error=_last_line(error))
+        if read_summary(folder)["status"] == "running":  # of several processes, the others fail because the first did
+            write_summary(folder, status="failed", error=_last_line(error))
         raise
 
 
@@ -135,7 +153,14 @@ def _train(
     state = start(config, len(images.classes), processes.device)
     if processes.first:
         counts = measure(state.model, config.data.image_size_px, config.model.name)
-        write_summary(folder, macs=counts.macs, params=counts.params, **provenance(processes.device, processes.world))
+        (folder / "classes.txt").write_text("\n".join(images.classes) + "\n")
+        write_summary(
+            folder,
+            macs=counts.macs,
+            params=counts.params,
+            data_digest=f"{images.digest}-{val_images.digest}",
+            **provenance(processes.device, processes.world),
+        )
     with (
         Progress(folder.name, config.recipe.epochs, position, shown=processes.first) as progress,
         tracking(config, folder, on=processes.first) as track,
@@ -154,16 +179,19 @@ def _train(
 
 
 @contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Inside, Ctrl-C and SIGTERM only set a flag, which the training loop asks for."""
+def stop_signals(parent: int) -> Iterator[Callable[[], bool]]:
+    """Inside, Ctrl-C and SIGTERM only set a flag, which the training loop asks for, as for the parent's death."""
     received: list[int] = []
+
+    def stop() -> bool:
+        return bool(received) or not Path(f"/proc/{parent}").exists()
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
 
     old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(received)
+        yield stop
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

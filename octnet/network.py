@@ -27,8 +27,9 @@ def build_network(name: str, alpha: float, kwargs: dict[str, Any], num_classes: 
         raise UserError(f"model.kwargs.{key}: write {'model.alpha' if key == 'alpha' else 'data.num_classes'} instead")
     try:
         return timm.create_model(name, **arguments, **kwargs)
-    except (ValueError, TypeError, AssertionError, RuntimeError) as error:
-        raise UserError(f"model.name={name}, model.alpha={alpha:g}, model.kwargs={kwargs}: {error}") from error
+    except Exception as error:  # whatever a definition raises for arguments it can't take
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"model.name={name}, model.alpha={alpha:g}, model.kwargs={kwargs}: {reason}") from error
 
 
 def build_on_meta(name: str, alpha: float, kwargs: dict[str, Any], num_classes: int) -> nn.Module:

@@ -172,6 +172,15 @@ def _combine(op: Callable[[Any, Any], Tensor], x: Any, y: Any) -> Octave:
     )
 
 
+def _binary(op: Callable[[Any, Any], Tensor]) -> Callable[..., Octave]:
+    def handler(func: Any, x: Any, y: Any, **kwargs: Any) -> Octave:
+        if kwargs:
+            raise OctaveError(f"{op.__name__} with {', '.join(kwargs)} has no meaning on a pair")
+        return _combine(op, x, y)
+
+    return handler
+
+
 def _pointwise(func: Callable[..., Tensor], x: Octave, *args: Any, **kwargs: Any) -> Octave:
     return x.map(lambda part: func(part, *args, **kwargs))
 
@@ -242,7 +251,7 @@ _POINTWISE: tuple[Any, ...] = (
         F.mish,
     ),
     *(F.hardswish, F.hardsigmoid, torch.sigmoid, torch.tanh, F.sigmoid, F.tanh, F.logsigmoid, F.softplus),
-    *(F.dropout, F.alpha_dropout),
+    *(F.dropout, F.dropout2d, F.alpha_dropout, torch.clamp),
 )
 _HANDLERS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(_POINTWISE, _pointwise),
@@ -250,12 +259,11 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((F.adaptive_avg_pool2d, F.adaptive_max_pool2d), _global_pool),
     **dict.fromkeys(
         (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__),
-        lambda _, x, y: _combine(torch.add, x, y),
+        _binary(torch.add),
     ),
-    **dict.fromkeys(
-        (torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__), lambda _, x, y: _combine(torch.mul, x, y)
-    ),
+    **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__), _binary(torch.mul)),
     **dict.fromkeys((torch.cat, torch.concat), _cat),
+    torch.mean: lambda _, x, dim, keepdim=False: x.mean(dim, keepdim),
     F.batch_norm: _batch_norm,
 }
 

@@ -29,9 +29,7 @@ class DataConfig:
     val_images: int = 1024  # `shapes` only
     num_classes: int | None = None  # null: as many as the data has; a number must agree with the data
     image_size_px: int = 32
-    train_crop: str = (
-        "none"  # none (as validation), pad (random crop of the image padded by an eighth), resized (area 0.08 to 1)
-    )
+    train_crop: str = "none"  # none (as validation), pad (by an eighth, then random) or resized (area 0.08 to 1)
     horizontal_flip: bool = False  # with probability 1/2
     color_jitter: float = 0.0  # brightness, contrast, saturation factors, each from 1 ± this, in random order
     pca_noise: float = 0.0  # standard deviation of AlexNet's lighting noise

@@ -1,6 +1,7 @@
 """The training processes of a run: one or many, this file alone knows the difference."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ class Processes:
         """The model to train: gradients are averaged over the processes."""
         if self.world == 1:
             return model
+        # channels_last kernels of 1×1 have two valid strides; which one DDP's copy has makes no difference
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         return DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
 
     def accumulate(self, model: nn.Module, last: bool) -> Any:
@@ -59,14 +62,13 @@ class Processes:
 
 
 @contextmanager
-def join(gpu: bool) -> Iterator[Processes]:
-    """This process's place among those that TorchElastic started (RANK, WORLD_SIZE, LOCAL_RANK), until the end of the block."""
-    rank, world, local = (int(os.environ.get(name, default)) for name, default in _PLACE)
+def join(gpu: bool, many: bool) -> Iterator[Processes]:
+    """This process's place among those that TorchElastic started, if there are `many`, until the end of the block."""
+    rank, world, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")) if many else (0, 1, 0)
     device = torch.device("cuda", local) if gpu else torch.device("cpu")
     if gpu:
         torch.cuda.set_device(device)
-    else:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world))
     if world > 1:
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
     try:
@@ -74,6 +76,3 @@ def join(gpu: bool) -> Iterator[Processes]:
     finally:
         if world > 1:
             dist.destroy_process_group()
-
-
-_PLACE = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))

@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 
-from octnet.options import Config, UserError
+from octnet.data import open_images
+from octnet.options import Config, DataConfig, UserError
 from octnet.runconfig import differing_keys, load_config, save_config
 
 FINISHED = ("done", "diverged")  # results: they stay
+TRAINING = ".training"  # held by the first training process, which may outlive its parent for a step
 LIBRARIES = ("octnet", "torch", "torchvision", "timm", "numpy", "pillow")
 
 
@@ -32,21 +34,42 @@ def check_folder(config: Config) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output_dir={config.output_dir}: {folder} is a file; a run needs a folder there")
     if (folder / "config.yaml").exists():
-        differing = differing_keys(load_config(folder / "config.yaml"), config)
+        there = load_config(folder / "config.yaml")
+        differing = differing_keys(there, config)
+        images = read_summary(folder).get("data_digest")
+        if there.data.root != config.data.root and images is not None and digest(config.data) != images:
+            differing.append(f"data.root ({there.data.root}, now other images in {config.data.root})")
         if differing:
             raise UserError(
                 f"{folder} holds a run with other values: {', '.join(differing)}; "
                 "give them as they were to continue it, or another output_dir"
             )
-    if folder.is_dir():
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
             pass
+    except OSError as error:
+        raise UserError(f"output_dir={config.output_dir}: can't be written: {error.strerror}") from error
+
+
+def digest(data: DataConfig) -> str:
+    """What identifies the images of both splits."""
+    return f"{open_images(data, train=True).digest}-{open_images(data, train=False).digest}"
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds the run's folder for this process; raises UserError if another has it. Freed also when the process is killed."""
-    with open(folder / ".lock", "a+") as file:
+    """Holds the run's folder for this process; raises UserError if another has it, or trains in it without a parent."""
+    with held(folder, ".lock"):
+        with held(folder, TRAINING):
+            pass
+        yield
+
+
+@contextmanager
+def held(folder: Path, name: str) -> Iterator[None]:
+    """Holds one lock file; raises UserError if another process does. Freed when the process ends, however it ends."""
+    with open(folder / name, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -61,10 +84,9 @@ def locked(folder: Path) -> Iterator[None]:
 def open_run(config: Config) -> Path:
     """Makes the run's folder, with config.yaml and a summary, or finds it again. Call it inside `locked`."""
     folder = run_folder(config)
-    save_config(config, folder / "config.yaml")
     summary = read_summary(folder)
-    begun = {"wandb_id": summary.get("wandb_id") or secrets.token_hex(8)}
     if summary.get("status") not in FINISHED:
+        save_config(config, folder / "config.yaml")
         write_summary(
             folder,
             model=config.model.name,
@@ -75,7 +97,7 @@ def open_run(config: Config) -> Path:
             image_size_px=config.data.image_size_px,
             data=config.data.name,
             error=None,
-            **begun,
+            wandb_id=summary.get("wandb_id") or secrets.token_hex(8),
         )
     return folder
 
@@ -151,6 +173,6 @@ def _git_commit() -> str | None:
 
 
 def _replace(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text(text)
     os.replace(part, path)

@@ -33,5 +33,7 @@ def tracking(config: Config, folder: Path, on: bool) -> Iterator[Callable[[dict[
     )
     try:
         yield lambda metrics: run.log(metrics, step=metrics["epoch"])
-    finally:
-        run.finish()
+    except BaseException:
+        run.finish(exit_code=1)
+        raise
+    run.finish()

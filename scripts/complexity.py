@@ -34,9 +34,11 @@ example: python scripts/complexity.py oct_resnet50 oct_densenet121 --alpha 0 0.5
     )
     parser.add_argument("models", nargs="*", help="timm names; all octave networks if none is given")
     parser.add_argument("--alpha", type=float, nargs="+", default=ALPHAS, metavar="A", help="default: %(default)s")
-    parser.add_argument("--image-size-px", type=int, metavar="S", help="default: the network's own, 224 or 32")
+    parser.add_argument("--image-size-px", type=size_px, metavar="S", help="default: the network's own, 224 or 32")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write all rows to FILE")
     args = parser.parse_args()
+    if args.csv is not None and not args.csv.parent.is_dir():
+        parser.error(f"--csv {args.csv}: there is no folder {args.csv.parent}")
     try:
         rows = list(count(args.models or octave_networks(), args.alpha, args.image_size_px))
     except UserError as error:
@@ -49,6 +51,13 @@ example: python scripts/complexity.py oct_resnet50 oct_densenet121 --alpha 0 0.5
 
 
 Row = tuple[str, float, int, Complexity | str]  # model, α, image size in px, counts or why there are none
+
+
+def size_px(text: str) -> int:
+    """A positive whole number."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of pixels")
+    return int(text)
 
 
 def octave_networks() -> list[str]:
@@ -67,7 +76,7 @@ def count(names: list[str], alphas: list[float], image_size_px: int | None) -> I
         except UserError as error:
             if not timm.is_model(name) or not 0 <= alpha <= 1:
                 raise
-            yield name, alpha, size, str(error).rpartition(": ")[2]
+            yield name, alpha, size, str(error).partition(": ")[2]
 
 
 def own_size_px(name: str) -> int:

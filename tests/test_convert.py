@@ -113,3 +113,4 @@ def test_refused_with_layer_and_operation(network: type[nn.Module], alpha: float
     assert "\n" not in message
     for word in words:
         assert word in message
+    assert not any(isinstance(m, OctConv2d) for m in model.modules()), "the model is as it was"

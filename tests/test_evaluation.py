@@ -82,6 +82,7 @@ def test_weights_without_a_run(sweep: Path, tmp_path: Path, capsys: pytest.Captu
         (["checkpoint={run}", "model.kwargs.channels=[4,4,4,4]"], "weights.safetensors: of another network"),
         (["checkpoint={run}", "launch.processes=2"], "eval.py uses one process"),
         (["checkpoint={unfinished}"], "has saved no weights yet"),
+        (["checkpoint={run}", "model.alpha=0,0.5"], "one value a key"),
         (["-m", "checkpoint={run}"], "key=value and --help only"),
     ],
 )
