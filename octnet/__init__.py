@@ -5,7 +5,9 @@ Importing it registers the networks with timm: `timm.create_model("oct_resnet50"
 
 from octnet import densenet as densenet
 from octnet import mobilenet as mobilenet
+from octnet import preact as preact
 from octnet import resnet as resnet
+from octnet import resnet152 as resnet152
 from octnet.conv import OctConv2d
 from octnet.convert import octavize
 from octnet.octave import Octave, OctaveError

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from timm.layers import SEModule
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -88,15 +89,16 @@ class _PaperFlops:
     """What the authors count beside the multiply-adds of convolutions and linear layers.
 
     Biases, pools (output · k², or the input's size if global) and one operation a ReLU; no batch norm, sum, up-sampling. Their
-    tool (Ldpe2G/DeepLearningForFun, CalFlops) sees only some of their operators: of the post-activation networks the ReLU
-    of the stem and of squeeze-and-excitation, and not MobileNetV1's global pool.
+    tool (Ldpe2G/DeepLearningForFun, CalFlops) sees only some operators of their gluon networks, the post-activation ones: the
+    ReLU of the stem and of squeeze-and-excitation, whose global pool it misses, and so MobileNetV1's.
     """
 
     def __init__(self, name: str) -> None:
         self.others = 0
         self.feature_map_numel = 0
-        post_activation = re.fullmatch(r"(oct_)?(se)?(resne[xt]+|mobilenetv)\S*", name) is not None
-        self.relu = re.compile(r"act1|bn1\.act|.*\.se\.act" if post_activation else r".*")
+        gluon = r"(oct_)?((se)?resne[xt]+\d|(paper_)?mobilenetv|paper_resnet152[ef]).*"
+        self.gluon = re.fullmatch(gluon, name) is not None
+        self.relu = re.compile(r"(conv1|maxpool)\..*|act1|bn1\.act|.*\.se\.act" if self.gluon else r".*")
         self.global_pool = "mobilenetv1" not in name
 
     def hook(self, name: str) -> Callable[..., None]:
@@ -107,11 +109,13 @@ class _PaperFlops:
                 self.feature_map_numel += _numel(output)
                 self.others += _numel(output) if module.bias is not None else 0
             if isinstance(module, OctConv2d):
-                self.others += _path_pools(module, args[0], output)
+                self.others += _path_pools(module, args[0], output, self.gluon)
             elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
                 kernel = module.kernel_size
                 self.others += _numel(output) * (kernel**2 if isinstance(kernel, int) else math.prod(kernel))
-            elif name.endswith("global_pool.pool") and self.global_pool:
+            elif (name.endswith("global_pool.pool") and self.global_pool) or (
+                isinstance(module, SEModule) and not self.gluon
+            ):
                 self.others += _numel(args[0])
             elif isinstance(module, nn.ReLU) and self.relu.fullmatch(name):
                 self.others += _numel(output)
@@ -123,11 +127,13 @@ def _numel(x: Tensor | Octave) -> int:
     return sum(part.numel() for part in x.parts) if isinstance(x, Octave) else x.numel()
 
 
-def _path_pools(conv: OctConv2d, x: Tensor | Octave, y: Tensor | Octave) -> int:
-    """The average pools of each path: H→H and L→L 2×2 at stride 2, H→L 2×2, or at stride 2 one of 4×4."""
+def _path_pools(conv: OctConv2d, x: Tensor | Octave, y: Tensor | Octave, gluon: bool) -> int:
+    """The average pools of each path: H→H and L→L 2×2 at stride 2; H→L 2×2, at stride 2 of H→H's pooled map, gluon: 4×4."""
     x = x if isinstance(x, Octave) else Octave(x, None)
     y = y if isinstance(y, Octave) else Octave(y, None)
     high, low = (0 if part is None else part.numel() for part in (x.high, x.low))  # a pool reads each value once
     strided = conv.stride[0] == 2
     flops = (high if strided and y.high is not None else 0) + (low if strided and y.low is not None else 0)
-    return flops + (high if y.low is not None and not conv.depthwise else 0)
+    if y.low is not None and not conv.depthwise:
+        flops += high // 4 if strided and not gluon else high
+    return flops

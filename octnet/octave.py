@@ -70,6 +70,11 @@ class Octave:
         """Of both frequencies."""
         return self.parts[0].device
 
+    @property
+    def requires_grad(self) -> bool:
+        """Of either frequency: what timm's DenseNet asks before it checkpoints a layer."""
+        return any(part.requires_grad for part in self.parts)
+
     def new_empty(self, *args: Any, **kwargs: Any) -> Tensor:
         """As `Tensor.new_empty`: stochastic depth draws one mask that serves both frequencies."""
         return self.parts[0].new_empty(*args, **kwargs)

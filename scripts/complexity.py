@@ -1,10 +1,14 @@
-"""Counts what every registered octave network costs at each α: a table, and with --csv a file."""
+"""Counts what every registered octave network costs at each α: a table, and with --csv a file.
+
+With --paper: the counts of the authors' own code beside ours, to the unit; exit code 1 if any differs.
+"""
 
 import argparse
 import csv
 import dataclasses
 import sys
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 
 import timm
@@ -30,13 +34,17 @@ MACs      multiply-adds of convolutions and linear layers, one multiply-add = 1
 FLOPs     the authors' own rule: MACs + biases + pools (output x k x k) + ReLUs
 maps      outputs of all convolutions and linear layers of one image in float32, 10^6 bytes
 
-example: python scripts/complexity.py oct_resnet50 oct_densenet121 --alpha 0 0.5 --csv counts.csv""",
+example: python scripts/complexity.py oct_resnet50 oct_densenet121 --alpha 0 0.5 --csv counts.csv
+         python scripts/complexity.py --paper""",
     )
     parser.add_argument("models", nargs="*", help="timm names; all octave networks if none is given")
     parser.add_argument("--alpha", type=float, nargs="+", default=ALPHAS, metavar="A", help="default: %(default)s")
     parser.add_argument("--image-size-px", type=size_px, metavar="S", help="default: the network's own, 224 or 32")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write all rows to FILE")
+    parser.add_argument("--paper", action="store_true", help="compare with the authors' counts, and nothing else")
     args = parser.parse_args()
+    if args.paper:
+        return compare_with_authors()
     if args.csv is not None and not args.csv.parent.is_dir():
         parser.error(f"--csv {args.csv}: there is no folder {args.csv.parent}")
     try:
@@ -48,6 +56,33 @@ example: python scripts/complexity.py oct_resnet50 oct_densenet121 --alpha 0 0.5
     if args.csv is not None:
         write_csv(rows, args.csv)
     return 0
+
+
+def compare_with_authors() -> int:
+    """Prints a row for each of the authors' counts that has a name here; returns 1 if any differs, or 0."""
+    with (files("octnet") / "official_macs.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["model"] and row["alpha"] != "0oct"]
+    table = Table(box=None, pad_edge=False)
+    for column in ("model", "α", "params", "authors'", "MACs", "authors'", "FLOPs", "authors'", "equal"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    differing = 0
+    console = Console(stderr=True)
+    for row in track(rows, "counting", console=console, transient=True, disable=not console.is_terminal):
+        counts = check_model(f"oct_{row['model']}", float(row["alpha"]), {}, CLASSES, 224)
+        ours = (counts.params, counts.macs, counts.flops_paper)
+        theirs: list[int | None] = [int(row[key]) for key in ("params", "macs", "flops_paper")]
+        if row["authors_api"] == "gluon" and row["alpha"] == "0":
+            theirs[2] = None
+        equal = all(t is None or t == o for o, t in zip(ours, theirs, strict=True))
+        differing += not equal
+        pairs = zip(ours, theirs, strict=True)
+        cells = (text for o, t in pairs for text in (f"{o:,}", "–" if t is None else f"{t:,}"))
+        table.add_row(row["model"], row["alpha"], *cells, "yes" if equal else "NO")
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    console.print("FLOPs: the authors' rule. –: their figure counts average pools that a vanilla network lacks.")
+    console.print(f"{differing} of {len(rows)} rows differ", highlight=False)
+    return 1 if differing else 0
 
 
 Row = tuple[str, float, int, Complexity | str]  # model, α, image size in px, counts or why there are none
