@@ -12,6 +12,7 @@ import pytest
 
 from octnet.cli import train
 from octnet.complexity import check_model
+from octnet.config import compose_grid
 from octnet.options import Config, UserError
 from octnet.run import run_folder
 from octnet.runconfig import save_config
@@ -100,7 +101,7 @@ MISTAKES = [
     ("-m recipe.learning_rate=.1,.2", "output_dir='runs/shapes/learning_rate${recipe.learning_rate}'"),
     ("-m model.kwargs.drop_rate=0,.2", "output_dir='runs/shapes/drop_rate${model.kwargs.drop_rate}'"),
     ("output_dir=runs/${recipe.lr}", "output_dir: Interpolation key 'recipe.lr' not found"),
-    ("launch.gpus=64", "launch.gpus=64: this machine has "),
+    ("launch.gpus=32", "launch.gpus=32: this machine has "),
     ("-m hydra/launcher=submitit_local", "launch.gpus=null: with hydra/launcher=slurm, say how many"),
     ("hydra/launcher=slurm launch.gpus=1", "hydra/launcher=slurm: only sweeps go there; add -m"),
     ("-m hydra/launcher=slurm launch.gpus=1", "there is no sbatch on this machine"),
@@ -142,13 +143,13 @@ def test_a_mistake_in_a_file_is_named(world: World, capsys: pytest.CaptureFixtur
 def test_another_config_in_a_folder_stops_the_whole_sweep(
     world: World, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    other = Config(seed=1)
-    other.recipe.epochs = 3
+    other = compose_grid(["seed=1"], multirun=False).configs[0]
+    other.recipe.epochs = 33
     folder = tmp_path / "runs/shapes/oct_resnet_tiny-a0.25-s1"
     folder.mkdir(parents=True)
     save_config(other, folder / "config.yaml")
     assert train(["-m", "seed=0,1"]) == 2
-    assert "recipe.epochs (3, now 8)" in capsys.readouterr().err
+    assert ": recipe.epochs (33, now 3); give them" in capsys.readouterr().err
     assert not world.started
 
 
@@ -156,7 +157,7 @@ def test_one_run(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert train(["model.alpha=0.5", "seed=3"]) == 0
     assert world.started == [("oct_resnet_tiny-a0.5-s3", 0, 1)]
     assert not world.reported
-    files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("[!.]*") if path.is_file())
     assert files == ["runs/shapes/oct_resnet_tiny-a0.5-s3/summary.json"], "nothing of Hydra's"
     assert capsys.readouterr().err == ""
 
@@ -166,7 +167,11 @@ def test_a_sweep_runs_every_combination_and_reports(world: World, capsys: pytest
     names = [f"oct_resnet_tiny-a{alpha}-s{seed}" for alpha in ("0", "0.25") for seed in (0, 1)]
     assert world.started == [(name, index, 4) for index, name in enumerate(names)]
     assert world.reported == [Path("here")]
-    assert capsys.readouterr().out.splitlines() == ["| table |", "here/figure.png"]
+    assert capsys.readouterr().out.splitlines() == [
+        f"4 runs, in {Path('here').resolve()}",
+        "| table |",
+        "here/figure.png",
+    ]
     assert [call[:2] for call in world.checked] == [("oct_resnet_tiny", 0), ("oct_resnet_tiny", 0.25)], "once each"
 
 

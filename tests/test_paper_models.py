@@ -54,16 +54,9 @@ def official_rows() -> list[Any]:
     return [pytest.param(row, id=f"{row['model']}-{row['alpha']}") for row in rows]
 
 
-@pytest.fixture
-def no_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For counts and shapes, which don't depend on it: on the meta device it takes most of the time."""
-    monkeypatch.setattr(F, "batch_norm", lambda x, *_: x)
-
-
-@pytest.mark.usefixtures("no_batch_norm")
+@pytest.mark.usefixtures("no_batch_norm", "no_try_out")
 @pytest.mark.parametrize("row", official_rows())
-def test_counts_are_the_authors(row: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("octnet.convert._try_out", lambda *_: None)  # counting runs the network too
+def test_counts_are_the_authors(row: dict[str, str]) -> None:
     name = f"oct_{row['model']}"
     counts = measure(build_on_meta(name, float(row["alpha"]), {}, 1000), 224, name)
     assert counts.params == int(row["params"])
