@@ -28,7 +28,7 @@ def build_network(name: str, alpha: float, kwargs: dict[str, Any], num_classes: 
     try:
         return timm.create_model(name, **arguments, **kwargs)
     except Exception as error:  # whatever a definition raises for arguments it can't take
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = " ".join((str(error) or type(error).__name__).split())
         raise UserError(f"model.name={name}, model.alpha={alpha:g}, model.kwargs={kwargs}: {reason}") from error
 
 
