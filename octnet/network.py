@@ -1,4 +1,4 @@
-"""Builds the network that a configuration names."""
+"""Builds the network that a configuration names: importing the package has registered the octave ones with timm."""
 
 import difflib
 from typing import Any
@@ -7,7 +7,6 @@ import timm
 import torch
 from torch import nn
 
-import octnet  # noqa: F401  # registers the octave networks with timm
 from octnet.options import UserError
 
 

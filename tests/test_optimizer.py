@@ -5,7 +5,6 @@ import timm
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
-import octnet  # noqa: F401
 from octnet.optimizer import learning_rate, make_optimizer
 from octnet.options import RecipeConfig
 
