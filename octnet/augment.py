@@ -5,10 +5,13 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 from torchvision.transforms import v2
 
 from octnet.options import DataConfig
+
+RESIZE = "torchvision, bilinear, antialiased, uint8"  # how images get their size, for the records
 
 # Principal components of ImageNet's RGB values (0 to 255): Krizhevsky et al. 2012, the numbers that MXNet uses
 PCA_SCALES = (55.46, 4.794, 1.148)
@@ -21,6 +24,21 @@ def lighting_noise(image: Tensor, std: float) -> Tensor:
     return (image + shift[:, None, None]).round_().clamp_(0, 255).to(torch.uint8)
 
 
+def crop_and_resize(image: Tensor, crop: v2.RandomResizedCrop) -> Tensor:
+    """Return crop(image) of a uint8 image (3, H, W): the same draws and the same pixels, with fewer steps between."""
+    box = crop.make_params([image])
+    rows, columns = (
+        slice(box[start], box[start] + box[size]) for start, size in (("top", "height"), ("left", "width"))
+    )
+    part = image.permute(1, 2, 0)[rows, columns].contiguous()  # torch resizes uint8 fast if it lies channels last
+    return F.interpolate(part[None].permute(0, 3, 1, 2), size=crop.size, mode="bilinear", antialias=True)[0]
+
+
+def flip_half(image: Tensor) -> Tensor:
+    """Return the image mirrored with probability 1/2; draws as v2.RandomHorizontalFlip does."""
+    return image.flip(-1) if torch.rand(1) < 0.5 else image
+
+
 def val_transform(config: DataConfig) -> v2.Compose:
     """Return: short side to ⌈image_size_px / val_crop_ratio⌉, then the centre; uint8 (3, H, W) to (3, S, S)."""
     size = config.image_size_px
@@ -31,14 +49,14 @@ def val_transform(config: DataConfig) -> v2.Compose:
 def train_transform(config: DataConfig) -> v2.Compose:
     """Return the random transform of a training image, uint8 (3, H, W) to (3, S, S); draws from torch's generator."""
     size = config.image_size_px
-    crops: dict[str, Callable[[], list[nn.Module]]] = {
+    crops: dict[str, Callable[[], list[Callable[[Tensor], Tensor]]]] = {
         "none": lambda: [val_transform(config)],
         "pad": lambda: [v2.Resize(size, antialias=True), v2.CenterCrop(size), v2.RandomCrop(size, padding=size // 8)],
-        "resized": lambda: [v2.RandomResizedCrop(size, antialias=True)],  # area 0.08 to 1, aspect 3/4 to 4/3
+        "resized": lambda: [partial(crop_and_resize, crop=v2.RandomResizedCrop(size))],  # area .08–1, aspect 3/4–4/3
     }
-    steps: list[Callable[[Tensor], Tensor]] = [*crops[config.train_crop]()]
+    steps = crops[config.train_crop]()
     if config.horizontal_flip:
-        steps.append(v2.RandomHorizontalFlip())
+        steps.append(flip_half)
     if config.color_jitter > 0:
         steps.append(v2.ColorJitter(*3 * [config.color_jitter]))
     if config.pca_noise > 0:

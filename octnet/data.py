@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from octnet.augment import apply_seeded, train_transform, val_transform
 from octnet.options import DataConfig, UserError
@@ -18,7 +18,7 @@ from octnet.shapes import CLASSES, SMALLEST_PX, draw_shapes
 READERS = ("shapes", "folder", "cifar10")
 
 Key = tuple[int, int]  # (epoch, index)
-Batch = tuple[Tensor, Tensor]  # images uint8 (b, 3, S, S), labels int64 (b,)
+Batch = tuple[Tensor, Tensor]  # images uint8 (b, 3, S, S), channels last in memory; labels int64 (b,)
 
 
 def check_data(config: DataConfig, train: bool = True) -> int:
@@ -141,6 +141,7 @@ def _batches(samples: _Samples, keys: Iterator[list[Key]], workers: int) -> Iter
         samples,
         batch_sampler=keys,
         num_workers=workers,  # each with one thread, which is DataLoader's way
+        collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # its own: DataLoader would draw from the global one
         worker_init_fn=_outlive_ctrl_c,
@@ -151,6 +152,12 @@ def _batches(samples: _Samples, keys: Iterator[list[Key]], workers: int) -> Iter
     except UserError as error:  # from a worker, the message is a whole traceback
         error.__traceback__ = None  # it keeps the loader in a cycle, and collecting that takes 5 s a worker
         raise UserError(str(error).splitlines()[-1].removeprefix("octnet.options.UserError: ")) from None
+
+
+def _collate(samples: list[tuple[Tensor, int]]) -> Batch:
+    """Stack images as decoders and resizing leave them, channels last: one copy of memory, and networks like it."""
+    images, labels = default_collate([(image.permute(1, 2, 0), label) for image, label in samples])
+    return images.permute(0, 3, 1, 2), labels
 
 
 def _outlive_ctrl_c(worker: int) -> None:

@@ -1,4 +1,4 @@
-"""Where images come from: class folders, or arrays in memory (shapes, CIFAR-10). A reader decodes, nothing else."""
+"""Where images come from: class folders, or arrays in memory (shapes, CIFAR-10)."""
 
 import difflib
 import hashlib
@@ -9,11 +9,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from octnet.decoding import decode
 from octnet.options import UserError
 
 
@@ -65,11 +65,11 @@ class FolderImages:
 def read_image(path: str) -> Tensor:
     """Return an image file as RGB uint8 (3, H, W); UserError names a file that can't be decoded to its end."""
     try:
-        with Image.open(path) as image:
-            pixels = np.array(image.convert("RGB"))  # (H, W, 3)
-    except Exception as error:  # Pillow's decoders raise many types: OSError, SyntaxError, ValueError, struct.error
-        raise UserError(f"{path}: cannot be read as an image: {error or type(error).__name__}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+        with open(path, "rb", buffering=0) as file:
+            data = file.read()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    return decode(data, path)
 
 
 def open_cifar10(root: str, train: bool) -> ArrayImages:

@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 
+from octnet.augment import RESIZE
 from octnet.data import open_images
 from octnet.options import Config, DataConfig, UserError
 from octnet.runconfig import differing_keys, load_config, save_config
 
 FINISHED = ("done", "diverged")  # results: they stay
 TRAINING = ".training"  # held by the first training process, which may outlive its parent for a step
-LIBRARIES = ("octnet", "torch", "torchvision", "timm", "numpy", "pillow")
+LIBRARIES = ("octnet", "torch", "torchvision", "timm", "numpy", "simplejpeg", "pillow")
 
 
 def run_folder(config: Config) -> Path:
@@ -130,14 +131,15 @@ def record_epoch(folder: Path, metrics: dict[str, Any]) -> None:
 
 
 def provenance(device: torch.device, processes: int) -> dict[str, Any]:
-    """Where a result was made: versions, git commit, device, image decoder."""
+    """Where a result was made: versions, git commit, device, image decoder and resize."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     versions = {library: importlib.metadata.version(library) for library in LIBRARIES}
     return {
         "device": name,
         "processes": processes,
         "threads": torch.get_num_threads(),
-        "decoder": f"Pillow {versions['pillow']}",
+        "decoder": f"simplejpeg {versions['simplejpeg']}; Pillow {versions['pillow']} for other formats than JPEG",
+        "resize": RESIZE,
         "python": platform.python_version(),
         "versions": versions,
         "git_commit": _git_commit(),

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision import transforms
+from torchvision.transforms import v2
 
 from octnet.augment import apply_seeded, lighting_noise, normalize, train_transform, val_transform
 from octnet.options import DataConfig
@@ -71,6 +72,17 @@ def test_resized_crop_keeps_area_and_aspect_in_their_ranges() -> None:
     assert 0.8 < max(areas) < 1.04
     assert 0.7 < min(aspects) < 0.85
     assert 1.2 < max(aspects) < 1.43
+
+
+@pytest.mark.parametrize(("height", "width"), [(90, 120), (20, 300), (12, 9)])
+@pytest.mark.parametrize("memory", ["channels last", "planes"])
+def test_resized_crop_is_torchvisions_to_the_bit(height: int, width: int, memory: str) -> None:
+    image = photo(height, width)
+    given = image if memory == "planes" else image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    ours = train_transform(config(image_size_px=32, train_crop="resized", horizontal_flip=True))
+    theirs = v2.Compose([v2.RandomResizedCrop(32, antialias=True), v2.RandomHorizontalFlip()])
+    for seed in range(20):
+        assert torch.equal(apply_seeded(ours, given, seed), apply_seeded(theirs, image, seed))
 
 
 def test_color_jitter_scales_brightness_and_pulls_channels_apart() -> None:

@@ -91,7 +91,7 @@ def test_stream_is_the_same_with_any_number_of_workers(workers: int) -> None:
     expected = take(train_steps(images, varied(), 5, 8), 5)  # 2 steps an epoch: into the third
     assert_same(take(train_steps(images, varied(workers=workers), 5, 8), 5), expected)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert expected[0][0].is_contiguous()
+    assert expected[0][0].is_contiguous(memory_format=torch.channels_last)
     assert (expected[0][0].dtype, expected[0][1].dtype) == (torch.uint8, torch.int64)
     assert not torch.equal(take(train_steps(images, varied(), 6, 8), 1)[0][0], expected[0][0])  # another seed
 
@@ -142,10 +142,12 @@ def test_augmentation_varies_by_epoch_and_image() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_batches_of_files_are_contiguous(folder: DataConfig, workers: int) -> None:
+def test_batches_of_files_are_channels_last(folder: DataConfig, workers: int) -> None:
     folder.workers = workers
     (batch,) = take(val_batches(open_images(folder, train=False), folder, 2), 1)
-    assert batch[0].is_contiguous()  # one memory format with and without workers: the same kernels, the same sums
+    assert batch[0].is_contiguous(
+        memory_format=torch.channels_last
+    )  # one memory format with and without workers: the same kernels, the same sums
 
 
 def test_an_epoch_has_no_image_twice_and_every_epoch_another_order() -> None:
