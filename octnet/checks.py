@@ -11,7 +11,7 @@ import torch
 
 from octnet.checkpoint import matching_weights
 from octnet.complexity import check_model
-from octnet.data import check_data, count_train_images
+from octnet.data import READERS, check_data, count_train_images
 from octnet.network import build_on_meta
 from octnet.options import Config, UserError
 from octnet.run import check_folder, run_folder
@@ -64,7 +64,7 @@ RULES: dict[str, Rule] = {
     "output_dir": (bool, "a folder"),
 }
 CHOICES = {
-    "data.reader": ("shapes", "folder", "cifar10"),
+    "data.reader": READERS,
     "data.train_crop": ("none", "pad", "resized"),
     "recipe.precision": ("float32", "bfloat16", "float16"),
     "wandb.mode": ("disabled", "offline", "online"),

@@ -2,7 +2,7 @@
 
 import difflib
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -11,11 +11,12 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from octnet.augment import apply_seeded, train_transform, val_transform
 from octnet.options import DataConfig, UserError
+from octnet.packed import PackedImages
 from octnet.randomness import epoch_order, sample_seed
-from octnet.readers import ArrayImages, FolderImages, Images, open_cifar10, scan
+from octnet.readers import ArrayImages, FolderImages, Images, check_same_classes, open_cifar10, scan
 from octnet.shapes import CLASSES, SMALLEST_PX, draw_shapes
 
-READERS = ("shapes", "folder", "cifar10")
+READERS = ("shapes", "folder", "packed", "cifar10")
 
 Key = tuple[int, int]  # (epoch, index)
 Batch = tuple[Tensor, Tensor]  # images uint8 (b, 3, S, S), channels last in memory; labels int64 (b,)
@@ -36,9 +37,14 @@ def check_data(config: DataConfig, train: bool = True) -> int:
     root = _root(config)
     if config.reader == "cifar10":
         return _agreed(config, 10, "CIFAR-10")
-    classes = scan(root, "val")[0]
-    if train:
-        _check_same(root, scan(root, "train")[0], classes)
+    if config.reader == "packed":
+        classes = PackedImages(root, "val").classes
+        if train:
+            PackedImages(root, "train")
+    else:
+        classes = scan(root, "val")[0]
+        if train:
+            check_same_classes(f"data.root={root}", scan(root, "train")[0], classes)
     return _agreed(config, len(classes), f"data.root={root}")
 
 
@@ -46,7 +52,7 @@ def count_train_images(config: DataConfig) -> int:
     """Return how many there will be, without opening them; after `check_data`."""
     if config.reader == "shapes":
         return config.train_images
-    return 50_000 if config.reader == "cifar10" else len(scan(_root(config), "train")[1])
+    return 50_000 if config.reader == "cifar10" else len(open_images(config, train=True))
 
 
 def open_images(config: DataConfig, train: bool) -> Images:
@@ -56,7 +62,8 @@ def open_images(config: DataConfig, train: bool) -> Images:
         return ArrayImages(*draw_shapes(train, count, config.image_size_px), CLASSES)
     if config.reader == "cifar10":
         return open_cifar10(_root(config), train)
-    return FolderImages(_root(config), "train" if train else "val")
+    reader = PackedImages if config.reader == "packed" else FolderImages
+    return reader(_root(config), "train" if train else "val")
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
@@ -175,19 +182,3 @@ def _agreed(config: DataConfig, classes: int, where: str) -> int:
     if config.num_classes is not None and config.num_classes != classes:
         raise UserError(f"data.num_classes={config.num_classes}: {where} has {classes} classes")
     return classes
-
-
-def _check_same(root: str, train: Sequence[str], val: Sequence[str]) -> None:
-    """Raise UserError unless train/ and val/ have the same class folders."""
-    differences = [
-        f"{_some(only)} only in {split}/"
-        for split, only in (("train", set(train) - set(val)), ("val", set(val) - set(train)))
-        if only
-    ]
-    if differences:
-        raise UserError(f"data.root={root}: train/ and val/ differ in their classes: {', '.join(differences)}")
-
-
-def _some(names: set[str], most: int = 5) -> str:
-    listed = ", ".join(sorted(names)[:most])
-    return listed if len(names) <= most else f"{listed} and {len(names) - most} more"

@@ -159,6 +159,7 @@ def _train(
             macs=counts.macs,
             params=counts.params,
             data_digest=f"{images.digest}-{val_images.digest}",
+            reader=images.source,
             **provenance(processes.device, processes.world),
         )
     with (

@@ -23,7 +23,9 @@ class DataConfig:
     """Which images, at what size, and how training images are varied."""
 
     name: str = "shapes"  # how reports call this data set
-    reader: str = "shapes"  # shapes, folder (root/train and root/val, a folder a class) or cifar10 (torchvision's)
+    reader: str = (
+        "shapes"  # shapes, folder (root/train, root/val, a folder a class), packed (pack_data.py's) or cifar10
+    )
     root: str | None = None  # folder of the data; not used by `shapes`
     train_images: int = 4096  # `shapes` only
     val_images: int = 1024  # `shapes` only

@@ -18,10 +18,11 @@ from octnet.options import UserError
 
 
 class Images(Protocol):
-    """A split of a data set: `digest` identifies what is in it."""
+    """A split of a data set: `digest` identifies what is in it, `source` says for the records what is read."""
 
     classes: list[str]
     digest: str
+    source: str
 
     def __len__(self) -> int: ...
 
@@ -31,6 +32,8 @@ class Images(Protocol):
 
 class ArrayImages:
     """Images in memory: uint8 (N, 3, H, W) and labels (N,)."""
+
+    source = "memory"
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:
         self.images = torch.from_numpy(np.ascontiguousarray(images))
@@ -48,9 +51,12 @@ class ArrayImages:
 class FolderImages:
     """Image files below root/split/<class>/; classes are numbered in the order of their names, as torchvision does."""
 
-    def __init__(self, root: str, split: str) -> None:
+    source = "folder"
+
+    def __init__(self, root: str, split: str, key: str = "data.root") -> None:
+        """Find the files; UserError names what is wrong in the folder that the option `key` gave."""
         self.folder = os.path.join(root, split)
-        self.classes, files, labels = scan(root, split)
+        self.classes, files, labels = scan(root, split, key)
         self.labels = np.array(labels, np.int64)
         self.files = np.array([os.fsencode(file) for file in files])  # one buffer: loader workers share its memory
         self.digest = _digest(repr(self.classes).encode(), *(os.fsencode(f"{file}\n") for file in files))
@@ -82,9 +88,9 @@ def open_cifar10(root: str, train: bool) -> ArrayImages:
     return ArrayImages(data.data.transpose(0, 3, 1, 2), np.array(data.targets, np.int64), data.classes)
 
 
-def scan(root: str, split: str) -> tuple[list[str], list[str], list[int]]:
+def scan(root: str, split: str, key: str = "data.root") -> tuple[list[str], list[str], list[int]]:
     """Return the classes, files (relative to root/split) and labels of a split; UserError names what is wrong there."""
-    key, folder = f"data.root={root}", Path(root, split)
+    key, folder = f"{key}={root}", Path(root, split)
     if not Path(root).is_dir():
         raise UserError(f"{key}: no such folder{_nearest(Path(root).name, Path(root).parent)}")
     if not folder.is_dir():
@@ -106,6 +112,22 @@ def scan(root: str, split: str) -> tuple[list[str], list[str], list[int]]:
         files += found
         labels += [label] * len(found)
     return classes, files, labels
+
+
+def check_same_classes(key: str, train: Sequence[str], val: Sequence[str]) -> None:
+    """Raise UserError unless train/ and val/ have the same class folders."""
+    differences = [
+        f"{_some(only)} only in {split}/"
+        for split, only in (("train", set(train) - set(val)), ("val", set(val) - set(train)))
+        if only
+    ]
+    if differences:
+        raise UserError(f"{key}: train/ and val/ differ in their classes: {', '.join(differences)}")
+
+
+def _some(names: set[str], most: int = 5) -> str:
+    listed = ", ".join(sorted(names)[:most])
+    return listed if len(names) <= most else f"{listed} and {len(names) - most} more"
 
 
 def _image_files(folder: Path, class_name: str) -> list[str]:

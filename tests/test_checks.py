@@ -19,7 +19,7 @@ from octnet.runconfig import flatten, make_config, schema
         ("recipe.ema_decay", 1.0, "both excluded"),
         ("recipe.precision", "bf16", "did you mean bfloat16?"),
         ("wandb.mode", "onlin", "did you mean online?"),
-        ("data.reader", "imagenet", "one of shapes, folder, cifar10"),
+        ("data.reader", "imagenet", "one of shapes, folder, packed, cifar10"),
         ("data.std", [1.0, 0.0, 1.0], "three numbers above 0"),
         ("data.val_crop_ratio", 0.0, "above 0"),
         ("launch.processes", 0, "1 or more"),

@@ -68,7 +68,7 @@ class Numbered:
     """Images that show their own index, to see where each goes."""
 
     def __init__(self, count: int) -> None:
-        self.count, self.classes, self.digest = count, ["one"], ""
+        self.count, self.classes, self.digest, self.source = count, ["one"], "", ""
 
     def __len__(self) -> int:
         return self.count
