@@ -24,19 +24,30 @@ def lighting_noise(image: Tensor, std: float) -> Tensor:
     return (image + shift[:, None, None]).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def crop_and_resize(image: Tensor, crop: v2.RandomResizedCrop) -> Tensor:
-    """Return crop(image) of a uint8 image (3, H, W): the same draws and the same pixels, with fewer steps between."""
-    box = crop.make_params([image])
-    rows, columns = (
-        slice(box[start], box[start] + box[size]) for start, size in (("top", "height"), ("left", "width"))
-    )
+def crop_and_resize(image: Tensor, size: int) -> Tensor:
+    """Return a random part of a uint8 image (3, H, W) as (3, size, size): v2.RandomResizedCrop, with less around it."""
+    rows, columns = draw_crop(*image.shape[1:])
     part = image.permute(1, 2, 0)[rows, columns].contiguous()  # torch resizes uint8 fast if it lies channels last
-    return F.interpolate(part[None].permute(0, 3, 1, 2), size=crop.size, mode="bilinear", antialias=True)[0]
+    return F.interpolate(part[None].permute(0, 3, 1, 2), size=(size, size), mode="bilinear", antialias=True)[0]
+
+
+def draw_crop(height: int, width: int) -> tuple[slice, slice]:
+    """Return rows and columns of .08 to 1 of an image's area, aspect 3/4 to 4/3: as v2.RandomResizedCrop draws them."""
+    for _ in range(10):
+        area = height * width * torch.empty(1).uniform_(0.08, 1).item()
+        aspect = math.exp(torch.empty(1).uniform_(math.log(3 / 4), math.log(4 / 3)).item())
+        h, w = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+        if 0 < h <= height and 0 < w <= width:
+            top, left = (int(torch.randint(room + 1, (1,)).item()) for room in (height - h, width - w))
+            return slice(top, top + h), slice(left, left + w)
+    h, w = min(height, round(width * 4 / 3)), min(width, round(height * 4 / 3))  # the largest part that is allowed
+    top, left = (height - h) // 2, (width - w) // 2
+    return slice(top, top + h), slice(left, left + w)
 
 
 def flip_half(image: Tensor) -> Tensor:
     """Return the image mirrored with probability 1/2; draws as v2.RandomHorizontalFlip does."""
-    return image.flip(-1) if torch.rand(1) < 0.5 else image
+    return image.flip(-1) if torch.rand(1).item() < 0.5 else image
 
 
 def val_transform(config: DataConfig) -> v2.Compose:
@@ -52,7 +63,7 @@ def train_transform(config: DataConfig) -> v2.Compose:
     crops: dict[str, Callable[[], list[Callable[[Tensor], Tensor]]]] = {
         "none": lambda: [val_transform(config)],
         "pad": lambda: [v2.Resize(size, antialias=True), v2.CenterCrop(size), v2.RandomCrop(size, padding=size // 8)],
-        "resized": lambda: [partial(crop_and_resize, crop=v2.RandomResizedCrop(size))],  # area .08–1, aspect 3/4–4/3
+        "resized": lambda: [partial(crop_and_resize, size=size)],
     }
     steps = crops[config.train_crop]()
     if config.horizontal_flip:

@@ -76,7 +76,7 @@ def test_resized_crop_keeps_area_and_aspect_in_their_ranges() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(90, 120), (20, 300), (12, 9)])
 @pytest.mark.parametrize("memory", ["channels last", "planes"])
-def test_resized_crop_is_torchvisions_to_the_bit(height: int, width: int, memory: str) -> None:
+def test_resized_crop_and_flip_are_torchvisions_to_the_bit(height: int, width: int, memory: str) -> None:
     image = photo(height, width)
     given = image if memory == "planes" else image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     ours = train_transform(config(image_size_px=32, train_crop="resized", horizontal_flip=True))
