@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import simplejpeg
 import torch
+import torchvision
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 from torchvision import transforms
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from octnet.augment import apply_seeded, train_transform
 from octnet.options import DataConfig, UserError
@@ -31,9 +31,12 @@ from octnet.run import provenance
 REFERENCE = "torchvision's pipeline"
 DECODERS: dict[str, Callable[[bytes], object]] = {
     "simplejpeg": simplejpeg.decode_jpeg,
-    "torchvision": lambda jpeg: decode_jpeg(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8), ImageReadMode.RGB),
     "Pillow": lambda jpeg: np.array(Image.open(io.BytesIO(jpeg)).convert("RGB")),
 }
+if hasattr(torchvision.io, "decode_jpeg"):  # deprecated since torchvision 0.29
+    DECODERS["torchvision"] = lambda jpeg: torchvision.io.decode_jpeg(
+        torch.frombuffer(bytearray(jpeg), dtype=torch.uint8), torchvision.io.ImageReadMode.RGB
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,7 +94,7 @@ def open_cases(
     cases[REFERENCE] = lambda _, i: usual(_open_as_torchvision(paths[order[i]]))
     cases["our folder reader"] = _reader(folder, order, config)
     if packed is not None:
-        pack = PackedImages(packed, "train")
+        pack = PackedImages(packed, "train", "--packed")
         if (len(pack), pack.classes) != (len(folder), folder.classes):
             raise UserError(f"--packed {packed}: was not made of --root {root}: other classes or numbers of images")
         cases["our packed reader"] = _reader(pack, order, config)

@@ -48,9 +48,9 @@ class Pack:
 class PackedImages:
     """A split of a pack: the images of the folder it was made from, in the same order."""
 
-    def __init__(self, root: str, split: str) -> None:
+    def __init__(self, root: str, split: str, key: str = "data.root") -> None:
         """Open nothing yet but check every shard's size. Raises UserError naming the file that is missing or damaged."""
-        pack = load_pack(root)
+        pack = load_pack(root, key)
         self.split = pack.splits[split]
         self.paths = [shard_path(root, split, shard) for shard in range(len(self.split.shard_bytes))]
         self.classes = pack.classes
@@ -97,12 +97,12 @@ def map_shard(path: Path, images: int) -> tuple[np.ndarray, np.ndarray]:
     return content, ends.view("<u8")
 
 
-def load_pack(root: str) -> Pack:
-    """Return what pack.json says. Raises UserError if it isn't there, or not as it was written."""
+def load_pack(root: str, key: str = "data.root") -> Pack:
+    """Return what pack.json says. Raises UserError if it isn't there, naming the option `key`, or not as written."""
     path = Path(root, INDEX)
     if not path.is_file():
         what = "no pack.json there" if path.parent.is_dir() else "no such folder"
-        raise UserError(f"data.root={root}: {what}; scripts/pack_data.py makes a pack of a folder of images")
+        raise UserError(f"{key}={root}: {what}; scripts/pack_data.py makes a pack of a folder of images")
     try:
         values = json.loads(path.read_bytes())
         if values.pop("sha256") != _checksum(values):
@@ -124,7 +124,7 @@ def save_pack(pack: Pack, root: str) -> None:
 
 def verify_pack(root: str, progress: Progress) -> int:
     """Return the number of shards, all read and compared with their checksums; UserError names those that differ."""
-    splits = load_pack(root).splits
+    splits = load_pack(root, "OUTPUT").splits
     shards = [
         (shard_path(root, name, shard), split.images_in(shard), checksum)
         for name, split in splits.items()
