@@ -3,13 +3,18 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
+from octnet.decoding import Choose, whole
 from octnet.options import DataConfig
+
+X = TypeVar("X")
+Y = TypeVar("Y")
 
 RESIZE = "torchvision, bilinear, antialiased, uint8"  # how images get their size, for the records
 
@@ -24,11 +29,10 @@ def lighting_noise(image: Tensor, std: float) -> Tensor:
     return (image + shift[:, None, None]).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def crop_and_resize(image: Tensor, size: int) -> Tensor:
-    """Return a random part of a uint8 image (3, H, W) as (3, size, size): v2.RandomResizedCrop, with less around it."""
-    rows, columns = draw_crop(*image.shape[1:])
-    part = image.permute(1, 2, 0)[rows, columns].contiguous()  # torch resizes uint8 fast if it lies channels last
-    return F.interpolate(part[None].permute(0, 3, 1, 2), size=(size, size), mode="bilinear", antialias=True)[0]
+def resize(image: Tensor, size: int) -> Tensor:
+    """Return a uint8 image (3, H, W) as (3, size, size), as v2.Resize does with antialias."""
+    image = image.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)  # channels last: torch has fast code for it
+    return F.interpolate(image, size=(size, size), mode="bilinear", antialias=True)[0]
 
 
 def draw_crop(height: int, width: int) -> tuple[slice, slice]:
@@ -57,13 +61,18 @@ def val_transform(config: DataConfig) -> v2.Compose:
     return v2.Compose([v2.Resize(short_side, antialias=True), v2.CenterCrop(size)])
 
 
+def train_part(config: DataConfig) -> Choose:
+    """Return which part of a training image is needed, drawn before it is decoded."""
+    return draw_crop if config.train_crop == "resized" else whole
+
+
 def train_transform(config: DataConfig) -> v2.Compose:
-    """Return the random transform of a training image, uint8 (3, H, W) to (3, S, S); draws from torch's generator."""
+    """Return what `train_part` leaves to do: uint8 (3, H, W) to a random (3, S, S); draws from torch's generator."""
     size = config.image_size_px
     crops: dict[str, Callable[[], list[Callable[[Tensor], Tensor]]]] = {
         "none": lambda: [val_transform(config)],
         "pad": lambda: [v2.Resize(size, antialias=True), v2.CenterCrop(size), v2.RandomCrop(size, padding=size // 8)],
-        "resized": lambda: [partial(crop_and_resize, size=size)],
+        "resized": lambda: [partial(resize, size=size)],
     }
     steps = crops[config.train_crop]()
     if config.horizontal_flip:
@@ -75,12 +84,12 @@ def train_transform(config: DataConfig) -> v2.Compose:
     return v2.Compose(steps)
 
 
-def apply_seeded(transform: Callable[[Tensor], Tensor], image: Tensor, seed: int) -> Tensor:
-    """Return transform(image) with torch's CPU generator at `seed`, and leave that generator as it was."""
+def apply_seeded(function: Callable[[X], Y], argument: X, seed: int) -> Y:
+    """Return function(argument) with torch's CPU generator at `seed`, and leave that generator as it was."""
     state = torch.default_generator.get_state()  # not torch.manual_seed: that one also seeds the GPUs
     torch.default_generator.manual_seed(seed)
     try:
-        return transform(image)
+        return function(argument)
     finally:
         torch.default_generator.set_state(state)
 

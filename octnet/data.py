@@ -2,14 +2,15 @@
 
 import difflib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from octnet.augment import apply_seeded, train_transform, val_transform
+from octnet.augment import apply_seeded, train_part, train_transform, val_transform
+from octnet.decoding import whole
 from octnet.options import DataConfig, UserError
 from octnet.packed import PackedImages
 from octnet.randomness import epoch_order, sample_seed
@@ -105,14 +106,14 @@ def train_steps(
                     yield [(epoch, int(index)) for index in order[positions]]
             epoch, step = epoch + 1, 0
 
-    return _batches(_Samples(images, train_transform(config), seed), keys(), config.workers)
+    return _batches(Samples(images, config, seed), keys(), config.workers)
 
 
 def val_batches(images: Images, config: DataConfig, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
     """Return this process's share of all images, each once over all processes; the last batch may be short."""
     mine = range(rank, len(images), world)
     keys = ([(0, index) for index in mine[first : first + batch_size]] for first in range(0, len(mine), batch_size))
-    return _batches(_Samples(images, val_transform(config), None), keys, config.workers)
+    return _batches(Samples(images, config, None), keys, config.workers)
 
 
 def slot_positions(batch_size: int, slots: int, slot: int) -> np.ndarray:
@@ -126,23 +127,24 @@ def slot_positions(batch_size: int, slots: int, slot: int) -> np.ndarray:
     return np.r_[slot * front : (slot + 1) * front, batch_size - (slot + 1) * back : batch_size - slot * back]
 
 
-class _Samples(Dataset[tuple[Tensor, int]]):
-    """(epoch, index) → (uint8 (3, S, S), label); a seed of None: a transform that isn't random."""
+class Samples(Dataset[tuple[Tensor, int]]):
+    """(epoch, index) → (uint8 (3, S, S), label): training images varied by the seed, validation images without one."""
 
-    def __init__(self, images: Images, transform: Callable[[Tensor], Tensor], seed: int | None) -> None:
-        self.images, self.transform, self.seed = images, transform, seed
+    def __init__(self, images: Images, config: DataConfig, seed: int | None) -> None:
+        self.images, self.seed = images, seed
+        self.choose = whole if seed is None else train_part(config)
+        self.transform = val_transform(config) if seed is None else train_transform(config)
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
-        image, label = self.images.load(key[1])
-        image = (
-            self.transform(image)
-            if self.seed is None
-            else apply_seeded(self.transform, image, sample_seed(self.seed, *key))
-        )
-        return image, label
+        index = key[1]
+        return self._load(index) if self.seed is None else apply_seeded(self._load, index, sample_seed(self.seed, *key))
+
+    def _load(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.images.load(index, self.choose)
+        return self.transform(image), label
 
 
-def _batches(samples: _Samples, keys: Iterator[list[Key]], workers: int) -> Iterator[Batch]:
+def _batches(samples: Samples, keys: Iterator[list[Key]], workers: int) -> Iterator[Batch]:
     """Load batches of keys in order; one loader for all of them, so workers persist and prefetch across epochs."""
     loader: DataLoader[tuple[Tensor, int]] = DataLoader(
         samples,

@@ -18,13 +18,12 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor
 from torchvision import transforms
 
-from octnet.augment import apply_seeded, train_transform
+from octnet.data import Samples
 from octnet.options import DataConfig, UserError
 from octnet.packed import PackedImages
-from octnet.randomness import epoch_order, sample_seed
+from octnet.randomness import epoch_order
 from octnet.readers import FolderImages, Images
 from octnet.run import provenance
 
@@ -161,10 +160,10 @@ def print_records(records: list[dict[str, Any]]) -> None:
     )
 
 
-def _reader(images: Images, order: list[int], config: DataConfig) -> Callable[[int, int], Tensor]:
+def _reader(images: Images, order: list[int], config: DataConfig) -> Callable[[int, int], object]:
     """What a loader process does for each image."""
-    transform = train_transform(config)
-    return lambda epoch, i: apply_seeded(transform, images.load(order[i])[0], sample_seed(0, epoch, order[i]))
+    samples = Samples(images, config, seed=0)
+    return lambda epoch, i: samples[epoch, order[i]]
 
 
 def _open_as_torchvision(path: str) -> Image.Image:

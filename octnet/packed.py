@@ -15,7 +15,7 @@ import numpy as np
 from rich.progress import Progress
 from torch import Tensor
 
-from octnet.decoding import decode
+from octnet.decoding import Choose, decode, whole
 from octnet.options import UserError
 
 INDEX = "pack.json"
@@ -70,13 +70,13 @@ class PackedImages:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_shards": {}}  # a loader process maps the shards itself
 
-    def load(self, index: int) -> tuple[Tensor, int]:
+    def load(self, index: int, choose: Choose = whole) -> tuple[Tensor, int]:
         shard, position = divmod(index, self.split.images_per_shard)
         if shard not in self._shards:
             self._shards[shard] = map_shard(self.paths[shard], self.split.images_in(shard))
         content, ends = self._shards[shard]
         jpeg = content[ends[position - 1] if position else 0 : ends[position]]
-        image = decode(jpeg, f"{self.paths[shard]}: image {position}")
+        image = decode(jpeg, f"{self.paths[shard]}: image {position}", choose)
         return image, int(np.searchsorted(self.class_ends, index, side="right"))
 
 

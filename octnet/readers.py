@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from octnet.decoding import decode
+from octnet.decoding import Choose, decode, whole
 from octnet.options import UserError
 
 
@@ -26,8 +26,8 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def load(self, index: int) -> tuple[Tensor, int]:
-        """Return an image as it is stored, RGB uint8 (3, H, W), and its label."""
+    def load(self, index: int, choose: Choose = whole) -> tuple[Tensor, int]:
+        """Return the chosen part of an image as it is stored, RGB uint8 (3, H, W), and its label."""
 
 
 class ArrayImages:
@@ -44,8 +44,10 @@ class ArrayImages:
     def __len__(self) -> int:
         return len(self.images)
 
-    def load(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index], int(self.labels[index])
+    def load(self, index: int, choose: Choose = whole) -> tuple[Tensor, int]:
+        image = self.images[index]
+        rows, columns = choose(*image.shape[1:])
+        return image[:, rows, columns], int(self.labels[index])
 
 
 class FolderImages:
@@ -64,18 +66,19 @@ class FolderImages:
     def __len__(self) -> int:
         return len(self.files)
 
-    def load(self, index: int) -> tuple[Tensor, int]:
-        return read_image(os.path.join(self.folder, os.fsdecode(self.files[index]))), int(self.labels[index])
+    def load(self, index: int, choose: Choose = whole) -> tuple[Tensor, int]:
+        path = os.path.join(self.folder, os.fsdecode(self.files[index]))
+        return read_image(path, choose), int(self.labels[index])
 
 
-def read_image(path: str) -> Tensor:
-    """Return an image file as RGB uint8 (3, H, W); UserError names a file that can't be decoded to its end."""
+def read_image(path: str, choose: Choose = whole) -> Tensor:
+    """Return the chosen part of an image file, RGB uint8 (3, H, W); UserError names a file that can't be decoded."""
     try:
         with open(path, "rb", buffering=0) as file:
             data = file.read()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    return decode(data, path)
+    return decode(data, path, choose)
 
 
 def open_cifar10(root: str, train: bool) -> ArrayImages:

@@ -1,5 +1,6 @@
 """Transforms against Pillow, NumPy and torchvision's float pipeline."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import v2
 
-from octnet.augment import apply_seeded, lighting_noise, normalize, train_transform, val_transform
+from octnet.augment import apply_seeded, lighting_noise, normalize, train_part, train_transform, val_transform
 from octnet.options import DataConfig
 
 
@@ -19,6 +20,17 @@ def photo(height: int, width: int) -> Tensor:
     y, x = np.mgrid[:height, :width]
     planes = [127 + 100 * np.sin(x / 5 + c) * np.cos(y / 7 - c) + 20 * ((x + y) % 2) for c in range(3)]
     return torch.from_numpy(np.stack(planes).clip(0, 255).astype(np.uint8))
+
+
+def training(config: DataConfig) -> Callable[[Tensor], Tensor]:
+    """All that training does to an image: the part it takes, and the rest."""
+    choose, transform = train_part(config), train_transform(config)
+
+    def apply(image: Tensor) -> Tensor:
+        rows, columns = choose(*image.shape[1:])
+        return transform(image[:, rows, columns])
+
+    return apply
 
 
 def config(**options: Any) -> DataConfig:
@@ -41,7 +53,7 @@ def test_validation_image_is_pillows_resize_and_the_centre(height: int, width: i
 def test_validation_image_of_the_right_size_is_untouched() -> None:
     image = photo(32, 32)
     assert torch.equal(val_transform(config(image_size_px=32))(image), image)
-    assert torch.equal(train_transform(config(image_size_px=32))(image), image)  # train_crop=none
+    assert torch.equal(training(config(image_size_px=32))(image), image)  # train_crop=none
 
 
 def test_pad_and_flip_give_every_crop_of_the_padded_image() -> None:
@@ -53,7 +65,7 @@ def test_pad_and_flip_give_every_crop_of_the_padded_image() -> None:
             crop = padded[:, top : top + 16, left : left + 16]
             crops[crop.tobytes()] = (top, left, False)
             crops[crop[:, :, ::-1].tobytes()] = (top, left, True)
-    transform = train_transform(config(image_size_px=16, train_crop="pad", horizontal_flip=True))
+    transform = training(config(image_size_px=16, train_crop="pad", horizontal_flip=True))
     seen = {crops[apply_seeded(transform, image, seed).numpy().tobytes()] for seed in range(400)}
     assert len(seen) == 50
 
@@ -61,7 +73,7 @@ def test_pad_and_flip_give_every_crop_of_the_padded_image() -> None:
 def test_resized_crop_keeps_area_and_aspect_in_their_ranges() -> None:
     y, x = np.mgrid[:250, :250].astype(np.uint8)
     image = torch.from_numpy(np.stack([x, y, x]))  # red is x, green is y
-    transform = train_transform(config(image_size_px=25, train_crop="resized"))
+    transform = training(config(image_size_px=25, train_crop="resized"))
     areas, aspects = [], []
     for seed in range(200):
         crop = apply_seeded(transform, image, seed).float()
@@ -79,14 +91,14 @@ def test_resized_crop_keeps_area_and_aspect_in_their_ranges() -> None:
 def test_resized_crop_and_flip_are_torchvisions_to_the_bit(height: int, width: int, memory: str) -> None:
     image = photo(height, width)
     given = image if memory == "planes" else image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-    ours = train_transform(config(image_size_px=32, train_crop="resized", horizontal_flip=True))
+    ours = training(config(image_size_px=32, train_crop="resized", horizontal_flip=True))
     theirs = v2.Compose([v2.RandomResizedCrop(32, antialias=True), v2.RandomHorizontalFlip()])
     for seed in range(20):
         assert torch.equal(apply_seeded(ours, given, seed), apply_seeded(theirs, image, seed))
 
 
 def test_color_jitter_scales_brightness_and_pulls_channels_apart() -> None:
-    transform = train_transform(config(image_size_px=4, color_jitter=0.4))
+    transform = training(config(image_size_px=4, color_jitter=0.4))
     grey = torch.full((3, 4, 4), 100, dtype=torch.uint8)  # contrast and saturation can't change it
     levels = [apply_seeded(transform, grey, seed)[0, 0, 0].item() for seed in range(200)]
     assert 59 <= min(levels) < 65
@@ -112,7 +124,7 @@ def test_lighting_noise_is_the_papers_formula() -> None:
 
 
 def test_seeded_augmentation_leaves_the_generator_alone() -> None:
-    transform = train_transform(
+    transform = training(
         config(image_size_px=16, train_crop="resized", horizontal_flip=True, color_jitter=0.4, pca_noise=0.1)
     )
     torch.manual_seed(3)

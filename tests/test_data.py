@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10, ImageFolder
 
 from octnet.data import check_data, open_images, train_steps, val_batches
+from octnet.decoding import Choose, whole
 from octnet.options import DataConfig, UserError
 from octnet.randomness import epoch_order, sample_seed, step_seed
 from octnet.readers import ArrayImages
@@ -73,7 +74,7 @@ class Numbered:
     def __len__(self) -> int:
         return self.count
 
-    def load(self, index: int) -> tuple[Tensor, int]:
+    def load(self, index: int, choose: Choose = whole) -> tuple[Tensor, int]:
         return torch.full((3, 16, 16), index % 256, dtype=torch.uint8), index
 
 

@@ -4,6 +4,8 @@ import json
 import re
 import runpy
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -61,7 +63,9 @@ def test_every_case_is_measured_and_recorded(
 def test_rounds_are_interleaved_and_ratios_are_of_medians() -> None:
     calls: list[tuple[str, int, int]] = []
     names = [*(f"decoding alone, {name}" for name in DECODERS), REFERENCE]
-    cases = {name: lambda number, i, name=name: calls.append((name, number, i)) for name in names}  # type: ignore[misc]
+    cases: dict[str, Callable[[int, int], object]] = {
+        name: partial(lambda name, number, i: calls.append((name, number, i)), name) for name in names
+    }
     rates = measure(cases, 2, 3)
     assert calls == [(name, number, i) for number in range(4) for name in names for i in range(2)]
     assert all(len(values) == 3 for values in rates.values())  # the first round warms up

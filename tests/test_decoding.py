@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
-from octnet.decoding import decode
+from octnet.decoding import decode, whole
 from octnet.options import UserError
 
 
@@ -57,7 +58,41 @@ def test_pixels_are_pillows(file: str, as_array: bool) -> None:
     assert image.permute(1, 2, 0).is_contiguous()
 
 
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("bottom", [1, 15, 16, 31, 40, 61])
+def test_a_part_is_cut_from_the_same_pixels(file: str, bottom: int) -> None:
+    sizes = []
+
+    def choose(height: int, width: int) -> tuple[slice, slice]:
+        sizes.append((height, width))
+        return slice(bottom // 2, bottom), slice(7, 70)
+
+    image = decode(FILES[file], "", choose)
+    expected = np.array(Image.open(BytesIO(FILES[file])).convert("RGB"))[bottom // 2 : bottom, 7:70]
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), expected)
+    assert image.permute(1, 2, 0).is_contiguous()
+    assert sizes == [(61, 83)]  # once: it draws random numbers
+
+
+@pytest.mark.parametrize("chroma", ["4:4:4", "4:2:2", "4:2:0"])
+def test_a_part_at_the_top_is_decoded_without_the_rest(chroma: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+
+    def watched(data: bytes, **options: Any) -> np.ndarray:
+        decoded.append(pixels := decode_jpeg(data, **options))
+        return pixels
+
+    decode_jpeg = simplejpeg.decode_jpeg
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", watched)
+    y = np.arange(300)[:, None, None] % 256 * np.ones((1, 40, 3))
+    file = BytesIO()
+    Image.fromarray(y.astype(np.uint8)).save(file, "JPEG", subsampling=chroma)
+    decode(file.getvalue(), "", lambda height, width: (slice(0, 50), slice(0, width)))
+    assert [pixels.shape for pixels in decoded] == [(80, 40, 3)]
+
+
+@pytest.mark.parametrize("part", [False, True])
 @pytest.mark.parametrize("data", [b"", b"text", FILES["jpeg"][:-300], FILES["jpeg"][:-2], FILES["png"][:-300]])
-def test_what_pillow_refuses_is_refused_in_one_line(data: bytes) -> None:
+def test_what_pillow_refuses_is_refused_in_one_line(data: bytes, part: bool) -> None:
     with pytest.raises(UserError, match=r"^a/b.jpg: cannot be read as an image: [^\n]+$"):
-        decode(data, "a/b.jpg")
+        decode(data, "a/b.jpg", (lambda height, width: (slice(0, 3), slice(0, 3))) if part else whole)
