@@ -102,6 +102,9 @@ class Octave:
     def __add__(self, other: Any) -> "Octave":
         return _combine(torch.add, self, other)
 
+    def __iadd__(self, other: Any) -> "Octave":
+        return _combine(Tensor.add_, self, other)
+
     def __mul__(self, other: Any) -> "Octave":
         return _combine(torch.mul, self, other)
 
