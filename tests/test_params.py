@@ -163,7 +163,7 @@ def test_damaged_at_random(packed: bool, tmp_path: Path) -> None:
     for _ in range(300):
         content = np.frombuffer(whole, np.uint8).copy()
         at = rng.integers(0, min(len(content), 900), rng.integers(1, 5))
-        content[at] = rng.choice([0, 1, 0x7F, 0x80, 0xFF, rng.integers(256)], len(at))
+        content[at] = rng.choice([0, 1, 0x7F, 0x80, 0xFF, int(rng.integers(256))], len(at))
         try:
             read_params(write(tmp_path / "x.params", content.tobytes()))
         except UserError:
