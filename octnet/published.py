@@ -40,9 +40,11 @@ def load_published_weights(model: nn.Module, path: str | Path) -> None:
 
 def read_published(path: Path) -> dict[str, Tensor]:
     """The tensors of a published file by their names in it. Raises UserError."""
-    if is_params(path):
-        return read_params(path)
-    return {str(name): tensor for name, tensor in read_weights(path).items()}
+    tensors = read_params(path) if is_params(path) else read_weights(path)
+    for name in tensors:
+        if not isinstance(name, str) or not name.isprintable():
+            raise UserError(f"{path}: {name!r} is no name of a tensor")
+    return tensors
 
 
 def count_classes(tensors: dict[str, Tensor], path: Path) -> int:

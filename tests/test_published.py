@@ -188,6 +188,13 @@ def test_damaged_pth(zipped: bool, tmp_path: Path) -> None:
     assert refused > 100
 
 
+@pytest.mark.parametrize("name", ["a\nb", 3])
+def test_names_are_text(name: Any, tmp_path: Path) -> None:
+    torch.save({name: torch.ones(3)}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="is no name of a tensor"):
+        read_published(tmp_path / "x.pth")
+
+
 def run_script(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr(sys, "argv", [SCRIPT.name, *map(str, arguments)])
     with pytest.raises(SystemExit) as caught:
