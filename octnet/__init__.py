@@ -11,5 +11,6 @@ from octnet import resnet152 as resnet152
 from octnet.conv import OctConv2d
 from octnet.convert import octavize
 from octnet.octave import Octave, OctaveError
+from octnet.published import load_published_weights
 
-__all__ = ["OctConv2d", "Octave", "OctaveError", "octavize"]
+__all__ = ["OctConv2d", "Octave", "OctaveError", "load_published_weights", "octavize"]

@@ -16,7 +16,8 @@ from octnet.options import DataConfig
 X = TypeVar("X")
 Y = TypeVar("Y")
 
-RESIZE = "torchvision, bilinear, antialiased, uint8"  # how images get their size, for the records
+# for the records; validation images: data.val_resize and data.val_interpolation say it
+RESIZE = "training: torch, bilinear, antialiased, uint8"
 
 # Principal components of ImageNet's RGB values (0 to 255): Krizhevsky et al. 2012, the numbers that MXNet uses
 PCA_SCALES = (55.46, 4.794, 1.148)
@@ -58,7 +59,22 @@ def val_transform(config: DataConfig) -> v2.Compose:
     """Return: short side to ⌈image_size_px / val_crop_ratio⌉, then the centre; uint8 (3, H, W) to (3, S, S)."""
     size = config.image_size_px
     short_side = math.ceil(size / config.val_crop_ratio - 1e-9)  # 1e-9: a quotient that is whole but for rounding
-    return v2.Compose([v2.Resize(short_side, antialias=True), v2.CenterCrop(size)])
+    mode = config.val_interpolation
+    if config.val_resize == "opencv":
+        return v2.Compose([partial(opencv_centre, short_side=short_side, size=size, mode=mode)])
+    return v2.Compose([v2.Resize(short_side, v2.InterpolationMode(mode), antialias=True), v2.CenterCrop(size)])
+
+
+def opencv_centre(image: Tensor, short_side: int, size: int, mode: str) -> Tensor:
+    """Return the resized centre (3, S, S) of a uint8 image (3, H, W) as MXNet's reader makes it, to a grey level.
+
+    OpenCV interpolates without antialiasing; the long side is truncated, the crop's offset rounded down.
+    """
+    shape = [short_side * side // min(image.shape[1:]) for side in image.shape[1:]]
+    # as float: torch's own bicubic kernel for uint8 has another coefficient than OpenCV's -0.75
+    resized = F.interpolate(image[None].float(), shape, mode=mode)[0].round_().clamp_(0, 255).to(torch.uint8)
+    top, left = ((side - size) // 2 for side in shape)
+    return resized[:, top : top + size, left : left + size]
 
 
 def train_part(config: DataConfig) -> Choose:

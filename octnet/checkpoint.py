@@ -67,7 +67,11 @@ def read_state(path: Path) -> dict[str, Any]:
     """What `save_state` wrote. Raises UserError for a file that is not that."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: cannot be read as a checkpoint: damaged, or with code in it, which isn't run"
+        ) from error
+    except Exception as error:  # a damaged pickle raises whatever it runs into: KeyError, AssertionError, …
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: cannot be read as a checkpoint: {reason}") from error
     if not isinstance(state, dict):

@@ -65,6 +65,8 @@ RULES: dict[str, Rule] = {
 }
 CHOICES = {
     "data.reader": READERS,
+    "data.val_resize": ("antialiased", "opencv"),
+    "data.val_interpolation": ("bilinear", "bicubic"),
     "data.train_crop": ("none", "pad", "resized"),
     "recipe.precision": ("float32", "bfloat16", "float16"),
     "wandb.mode": ("disabled", "offline", "online"),

@@ -1,18 +1,16 @@
-"""Octave convolution: a convolution whose one kernel is cut into four paths between two frequencies.
+"""The octave convolution layer: an `nn.Conv2d` whose one kernel is cut into four paths between two frequencies.
 
-    (1)  Y_H = f(X_H; W_HH) + upsample(f(X_L; W_LH), 2)
-         Y_L = f(X_L; W_LL) + f(pool(X_H, 2); W_HL)
-
-Source: Chen et al., "Drop an Octave", arXiv 1904.05049, section 3.2; stride 2, groups and depthwise as the authors' code has
-them: every path has stride 1, and a stride of 2 average-pools its input first, except L→H, whose input has the output's size.
+What it computes is in plain.py; what runs, in fast.py.
 """
 
+from dataclasses import replace
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octnet.octave import Octave, OctaveError, pool, upsample
+from octnet.fast import octconv2d
+from octnet.octave import Octave, OctaveError, pool
+from octnet.plain import Geometry
 
 
 class OctConv2d(nn.Conv2d):
@@ -71,36 +69,24 @@ class OctConv2d(nn.Conv2d):
         out_high = self.out_channels - out_low
         self._check_groups(in_high, in_low, out_high, out_low)
 
-        l2h = x_l
-        if self.stride[0] == 2:
-            x_h, x_l = _map(pool, x_h), _map(pool, x_l) if out_low > 0 else None
-        h2l = None if self.depthwise or out_low == 0 else _map(pool, x_h)
+        geometry = Geometry(self.stride[0], self._padding, self.dilation, self.groups, out_low)
+        if not self.depthwise:
+            return _joined(*octconv2d(x_h, x_l, self.weight, self.bias, geometry))
+        parts = (slice(None, in_high), slice(in_high, None))
+        return _joined(*(self._depthwise(x, part, geometry) for x, part in zip((x_h, x_l), parts, strict=True)))
 
-        w, bias, cut = self.weight, self.bias, in_high if self.depthwise else in_high // self.groups
-        w_h, w_l = w[:out_high], w[out_high:]
-        b_h, b_l = (None, None) if bias is None else (bias[:out_high], bias[out_high:])
-        if self.depthwise:
-            return _joined(self._path(x_h, w_h, b_h), self._path(x_l, w_l, b_l))
-
-        y_h = y_l = None
-        if out_high > 0:
-            y_h = self._path(x_h, w_h[:, :cut], b_h)  # W_HH
-            cross = self._path(l2h, w_h[:, cut:], b_h if y_h is None else None)  # W_LH
-            if cross is not None and self.stride[0] == 1:
-                cross = upsample(cross)
-            y_h = _sum(y_h, cross)
-        if out_low > 0:
-            y_l = self._path(x_l, w_l[:, cut:], b_l)  # W_LL
-            y_l = _sum(y_l, self._path(h2l, w_l[:, :cut], b_l if y_l is None else None))  # W_HL
-        return _joined(y_h, y_l)
-
-    def _path(self, x: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-        """f of equation (1): the convolution of stride 1 that keeps the size."""
+    def _depthwise(self, x: Tensor | None, channels: slice, geometry: Geometry) -> Tensor | None:
+        """One frequency of a depthwise layer, convolved on its own."""
         if x is None:
             return None
-        groups = x.shape[1] if self.depthwise else self.groups
-        padding = [d * (k - 1) // 2 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-        return F.conv2d(x, weight, bias, 1, padding, self.dilation, groups)
+        x = pool(x) if geometry.stride == 2 else x
+        bias = None if self.bias is None else self.bias[channels]
+        return replace(geometry, groups=x.shape[1]).conv(x, self.weight[channels], bias)
+
+    @property
+    def _padding(self) -> tuple[int, ...]:
+        """What keeps the size."""
+        return tuple(d * (k - 1) // 2 for d, k in zip(self.dilation, self.kernel_size, strict=True))
 
     def _check(self) -> None:
         """What no input could make right."""
@@ -130,16 +116,6 @@ class OctConv2d(nn.Conv2d):
     def extra_repr(self) -> str:
         """As nn.Conv2d's, with the low channels."""
         return f"{super().extra_repr()}, low_channels={self.low_channels}"
-
-
-def _map(f: Any, x: Tensor | None) -> Tensor | None:
-    return None if x is None else f(x)
-
-
-def _sum(x: Tensor | None, y: Tensor | None) -> Tensor | None:
-    if x is None or y is None:
-        return y if x is None else x
-    return x + y
 
 
 def _joined(high: Tensor | None, low: Tensor | None) -> Tensor | Octave:

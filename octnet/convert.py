@@ -2,23 +2,48 @@
 
 import difflib
 import fnmatch
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import timm
 import torch
-from timm.models import register_model
+from timm.models import generate_default_cfgs, register_model, register_notrace_module
 from torch import nn
 
 from octnet.conv import OctConv2d
-from octnet.octave import OctaveError, OddSizeError
+from octnet.octave import Octave, OctaveError, OddSizeError
 
 Plan = Mapping[str, float]
 """Convolutions, by module name or pattern (`layer1.*.conv?`), and their low ratio as a share of α: 1 is α, 0 ends the octave.
 
 The first pattern that matches a convolution holds. One that no pattern matches is left alone.
 """
+default_cfgs: dict[str, Any] = {}  # timm looks here for what `register_octave` registers
+register_notrace_module(OctConv2d)  # for timm's and torchvision's torch.fx: what it does depends on what arrives
+MAPS_LEAVE = ("forward_features", "forward_intermediates")  # timm's methods that hand out feature maps
+
+
+class Whole:
+    """A method whose maps leave the network: each pair in its result, at any depth, as one tensor."""
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self.method = method
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return whole(self.method(*args, **kwargs))
+
+
+def whole(result: Any) -> Any:
+    """Each pair of maps in a tensor, list, tuple or dict as [high, upsampled low] (B, C, H, W)."""
+    if isinstance(result, Octave):
+        return result.to_tensor()
+    if isinstance(result, list | tuple):
+        return type(result)(whole(item) for item in result)
+    if isinstance(result, dict):
+        return type(result)((key, whole(item)) for key, item in result.items())
+    return result
 
 
 def octavize(model: nn.Module, alpha: float, plan: Plan) -> nn.Module:
@@ -26,7 +51,7 @@ def octavize(model: nn.Module, alpha: float, plan: Plan) -> nn.Module:
 
     A convolution with C output channels gets int(share · α · C) low ones. Parameters and state dict stay as they are. At α = 0,
     and where an error is raised, nothing is changed at all. A network that says its input size (timm's do) is run once on the
-    meta device.
+    meta device. timm's `forward_features` and `forward_intermediates` return tensors (B, C, H, W), [high, upsampled low].
 
     Raises OctaveError, naming the layer: for α outside [0, 1], a pattern without a convolution, a convolution the operator
     can't stand for, an operation of the network that has no meaning on a pair of maps.
@@ -47,6 +72,9 @@ def octavize(model: nn.Module, alpha: float, plan: Plan) -> nn.Module:
             for name in shares:
                 OctConv2d.revert(model.get_submodule(name))
             raise
+        for name in MAPS_LEAVE:
+            if hasattr(model, name):
+                setattr(model, name, Whole(getattr(model, name)))
     vars(model).update(alpha=alpha, plan=dict(plan))
     return model
 
@@ -70,13 +98,42 @@ def register_octave(name: str, plan: Plan) -> None:
     """Registers `oct_<name>` with timm: timm's model `name`, octavized with `plan` at the keyword `alpha` (.25)."""
 
     def create(pretrained: bool = False, *, alpha: float = 0.25, **kwargs: Any) -> nn.Module:
-        if kwargs.get("features_only") and alpha > 0:  # timm's extractors take a pair for half of the channels
-            raise OctaveError(f"oct_{name}: features_only has no meaning yet on pairs of maps; alpha=0 takes it")
-        return octavize(timm.models.model_entrypoint(name)(pretrained=pretrained, **kwargs), alpha, plan)
+        if pretrained and alpha > 0:
+            text = f"the weights of {name} at α = {alpha:g} are another network: a start for training, not a result"
+            warnings.warn(text, stacklevel=4)  # of who calls timm.create_model
+        model = timm.models.model_entrypoint(name)(pretrained=pretrained, **kwargs)
+        if not kwargs.get("features_only"):
+            return octavize(model, alpha, plan)
+        octavize(model, alpha, _plan_of_extractor(model, plan))
+        model.register_forward_hook(_leave)
+        return model
 
     create.__name__ = create.__qualname__ = f"oct_{name}"
     create.__doc__ = f"timm's {name} with octave convolutions: keyword `alpha`, and those of timm's definition."
+    cfg = timm.models.get_pretrained_cfg(name)
+    default_cfgs.update(
+        generate_default_cfgs({create.__name__: {} if cfg is None else cfg.to_dict(remove_source=True)})
+    )
     register_model(create)
+
+
+def _plan_of_extractor(model: nn.Module, plan: Plan) -> Plan:
+    """The plan for timm's `features_only` network: it has no layers past the last map, and other names for the rest."""
+    names = {
+        name.removeprefix("model.").removeprefix("body.").replace(".", "_"): name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d)
+    }
+    planned: dict[str, float] = {}
+    for pattern, share in plan.items():
+        found = fnmatch.filter(names, pattern.replace(".", "_"))
+        planned = {names[name]: share for name in found} | planned
+    return planned
+
+
+def _leave(model: nn.Module, args: Any, maps: Any) -> Any:
+    """A forward hook: timm's extractors would pass pairs on."""
+    return whole(maps)
 
 
 def run_on_meta(model: nn.Module, input_size: tuple[int, ...]) -> Any:

@@ -31,8 +31,11 @@ Evaluates a checkpoint, or each run of a sweep: top-1 and top-5 on its validatio
       on other images of the same classes: <dir>/val/<class>/*.jpg
   python eval.py checkpoint=weights.safetensors model.name=oct_resnet50 model.alpha=0.5 data=imagenet data.root=<dir>
       weights without a run's folder
+  python eval.py checkpoint=weights.safetensors model.name=oct_paper_resnet50 … data.root=<dir> eval=authors
+      by the authors' protocol: short side 256, interpolated as OpenCV does, crop 224, the network's normalisation
 
 checkpoint=  a run's folder, a sweep's folder, or a file: weights.safetensors, checkpoints/last.pt
+eval=        default (as the run was validated) or authors; configs/eval/
 Exit code: 0, or 2 for a mistake in the command.
 """
 

@@ -31,6 +31,19 @@ def build_network(name: str, alpha: float, kwargs: dict[str, Any], num_classes: 
         raise UserError(f"model.name={name}, model.alpha={alpha:g}, model.kwargs={kwargs}: {reason}") from error
 
 
+def own_preprocessing(name: str) -> dict[str, Any]:
+    """`mean` and `std` (RGB in 0 to 1) and `interpolation` of the network's published evaluation: timm's `pretrained_cfg`.
+
+    Raises UserError for a network that has none.
+    """
+    cfg = timm.models.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if cfg is None:
+        raise UserError(
+            f"model.name={name}: has no preprocessing of its own; give data.mean, data.std, data.val_interpolation"
+        )
+    return {"mean": list(cfg.mean), "std": list(cfg.std), "interpolation": cfg.interpolation}
+
+
 def build_on_meta(name: str, alpha: float, kwargs: dict[str, Any], num_classes: int) -> nn.Module:
     """As `build_network`, without memory for the weights."""
     with torch.device("meta"):

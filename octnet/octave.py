@@ -102,6 +102,9 @@ class Octave:
     def __add__(self, other: Any) -> "Octave":
         return _combine(torch.add, self, other)
 
+    def __iadd__(self, other: Any) -> "Octave":
+        return _combine(Tensor.add_, self, other)
+
     def __mul__(self, other: Any) -> "Octave":
         return _combine(torch.mul, self, other)
 
@@ -230,6 +233,28 @@ def _batch_norm(
     return Octave(norm(x.high, slice(None, cut)), norm(x.low, slice(cut, None)))
 
 
+def _conv2d(
+    func: Callable[..., Tensor],
+    x: Octave,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """A plain 1×1 convolution of the map that a pair stands for (a detection neck's): it commutes with upsampling."""
+    if weight.shape[2:] != (1, 1) or stride not in (1, (1, 1)) or padding not in (0, (0, 0)) or groups != 1:
+        raise OctaveError(
+            "conv2d has no meaning on a pair of high and low frequency maps, unless 1×1 of stride 1: plan it"
+        )
+    cut = x.high_channels
+    parts = [] if x.high is None else [func(x.high, weight[:, :cut], bias)]
+    if x.low is not None:
+        parts.append(upsample(func(x.low, weight[:, cut:], None if parts else bias)))
+    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+
 def _cat(func: Callable[..., Tensor], tensors: Sequence[Any], dim: int = 0) -> Octave:
     """Concatenation of channels for each frequency; a single map counts as high."""
     if dim not in (1, -3):
@@ -270,6 +295,7 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((torch.cat, torch.concat), _cat),
     torch.mean: lambda _, x, dim, keepdim=False: x.mean(dim, keepdim),
     F.batch_norm: _batch_norm,
+    F.conv2d: _conv2d,
 }
 
 pytree.register_pytree_node(

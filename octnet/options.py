@@ -36,8 +36,12 @@ class DataConfig:
     color_jitter: float = 0.0  # brightness, contrast, saturation factors, each from 1 ± this, in random order
     pca_noise: float = 0.0  # standard deviation of AlexNet's lighting noise
     val_crop_ratio: float = 1.0  # image_size_px / short side after the resize; a centre crop follows
-    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])  # RGB, of images in 0 to 1
-    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    val_resize: str = (
+        "antialiased"  # antialiased, or opencv: without it, and crops rounded down (the authors' evaluation)
+    )
+    val_interpolation: str = "bilinear"  # bilinear, bicubic, or network: its own
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])  # RGB in 0 to 1; []: the network's own
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])  # as mean
     workers: int = 0  # loader processes for each training process
 
 

@@ -69,12 +69,25 @@ def make_config(values: Mapping[str, Any]) -> Config:
         inside = ", ".join(name for name in known if name.startswith(f"{key}."))  # a section with one value, `launch=8`
         raise UserError(f"{key}={shown(given[key])}: is not an option; there is {inside}")
     try:
-        return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values)))
+        config = cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values)))
     except OmegaConfBaseException as error:
         key = (error.full_key or "").partition("[")[0]  # data.mean[0]: an item of data.mean
         if key not in known:
             raise UserError(" ".join(str(error).split())) from error
         raise UserError(f"{key}={shown(given[key])}: must be {kind(key)}") from error
+    _fill_in(config)
+    return config
+
+
+def _fill_in(config: Config) -> None:
+    """Puts the network's own preprocessing where the options ask for it, so that a run's record has the numbers."""
+    data = config.data
+    if data.val_interpolation == "network" or not data.mean or not data.std:
+        from octnet.network import own_preprocessing  # here: it takes seconds, and most configurations don't need it
+
+        own = own_preprocessing(config.model.name)
+        data.mean, data.std = data.mean or own["mean"], data.std or own["std"]
+        data.val_interpolation = own["interpolation"] if data.val_interpolation == "network" else data.val_interpolation
 
 
 def shown(value: Any) -> str:

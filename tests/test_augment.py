@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -143,3 +144,21 @@ def test_normalize_is_torchvisions() -> None:
     )
     torch.testing.assert_close(normalize(image[None], mean, std)[0], expected, atol=1e-5, rtol=0)
     assert normalize(image[None], mean, std, torch.bfloat16).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("height", "width"), [(75, 100), (101, 64), (301, 223)])
+def test_the_authors_evaluation_resizes_as_opencv(height: int, width: int, mode: str) -> None:
+    """To a grey level, on noise that antialiasing would blur; the long side truncated, the crop's offset rounded down."""
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    short = 64  # 56 / 0.875
+    size = (short, int(short * height / width)) if width < height else (int(short * width / height), short)
+    resized = cv2.resize(pixels, size, interpolation={"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}[mode])
+    left, top = (size[0] - 56) // 2, (size[1] - 56) // 2
+    expected = resized[top : top + 56, left : left + 56].transpose(2, 0, 1).astype(np.int64)
+    transform = val_transform(
+        config(image_size_px=56, val_crop_ratio=0.875, val_resize="opencv", val_interpolation=mode)
+    )
+    got = transform(torch.from_numpy(pixels).permute(2, 0, 1))
+    assert got.dtype == torch.uint8
+    assert np.abs(got.numpy().astype(np.int64) - expected).max() <= 1

@@ -10,11 +10,15 @@ from omegaconf import OmegaConf
 
 import octnet.config
 from octnet.checks import check_values
-from octnet.config import CONFIGS, compose_grid, compose_values
+from octnet.config import CONFIGS, GROUPS, compose_grid, compose_values
 from octnet.options import Config, UserError
 from octnet.runconfig import make_config, schema
 
-FILES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.glob("[!h]*/*.yaml"))
+FILES = sorted(
+    path.relative_to(CONFIGS).with_suffix("").as_posix()
+    for group in GROUPS
+    for path in (CONFIGS / group).glob("*.yaml")
+)
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from octnet.evaluation import main
+from octnet.evaluation import Target, compose, main
 from octnet.run import read_summary, run_folder
 from octnet.runconfig import save_config
 from tests.small import small_config
@@ -84,6 +84,7 @@ def test_weights_without_a_run(sweep: Path, tmp_path: Path, capsys: pytest.Captu
         (["checkpoint={unfinished}"], "has saved no weights yet"),
         (["checkpoint={run}", "model.alpha=0,0.5"], "one value a key"),
         (["-m", "checkpoint={run}"], "key=value and --help only"),
+        (["checkpoint={run}", "eval=autors"], "there is no configs/eval/autors.yaml; did you mean authors?"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -94,6 +95,32 @@ def test_mistakes_are_one_line(
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "std", "interpolation"),
+    [
+        ("oct_paper_resnet50", (124, 117, 104), 3 * (1 / 0.0167,), "bicubic"),
+        ("paper_densenet121", (124, 117, 104), 3 * (1 / 0.0167,), "bicubic"),
+        ("oct_paper_mobilenetv1_100", (123.68, 116.779, 103.939), (58.393, 57.12, 57.375), "bilinear"),
+        ("oct_paper_resnet152e_se", (123.68, 116.779, 103.939), (58.393, 57.12, 57.375), "bilinear"),
+    ],
+)
+def test_the_authors_protocol(
+    name: str, mean: tuple[float, ...], std: tuple[float, ...], interpolation: str, tmp_path: Path
+) -> None:
+    """Their score.py: normalisation and interpolation of the network's family; the ordinary protocol is the default."""
+    target = Target("weights", tmp_path / "weights.safetensors", None)
+    alpha = 0.25 if name.startswith("oct_") else 0
+    given = [f"model.name={name}", f"model.alpha={alpha}", "data=imagenet", "data.root=x", "launch.gpus=0"]
+    data = compose(target, [*given, "eval=authors"]).data
+    assert (data.val_resize, data.val_interpolation) == ("opencv", interpolation)
+    assert (data.image_size_px, round(data.image_size_px / data.val_crop_ratio)) == (224, 256)
+    assert [255 * value for value in data.mean] == pytest.approx(mean)
+    assert [255 * value for value in data.std] == pytest.approx(std)
+    ordinary = compose(target, given).data
+    assert (ordinary.val_resize, ordinary.val_interpolation) == ("antialiased", "bilinear")
+    assert ordinary.mean == pytest.approx([0.485, 0.456, 0.406])
 
 
 def test_the_same_accuracy_as_the_run_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

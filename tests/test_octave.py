@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
@@ -123,9 +124,18 @@ def test_stochastic_depth_drops_both_frequencies_of_an_image() -> None:
     assert torch.equal(kept, y.low[:, 0, 0, 0] > 0)
 
 
+def test_plain_1x1_convolution_is_that_of_the_whole_map() -> None:
+    conv = nn.Conv2d(pair().shape[1], 5, 1)
+    x = pair()
+    torch.testing.assert_close(conv(x), conv(x.to_tensor()))
+    torch.testing.assert_close(conv(Octave(None, x.to_tensor())), F.interpolate(conv(x.to_tensor()), scale_factor=2))
+
+
 def test_other_operations_are_named() -> None:
     with pytest.raises(OctaveError, match="conv2d has no meaning"):
-        nn.Conv2d(8, 8, 1)(pair())
+        nn.Conv2d(8, 8, 3, padding=1)(pair())
+    with pytest.raises(OctaveError, match="conv2d has no meaning"):
+        nn.Conv2d(8, 8, 1, stride=2)(pair())
     with pytest.raises(OctaveError, match="interpolate has no meaning"):
         nn.Upsample(scale_factor=2)(pair())
 
