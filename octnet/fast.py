@@ -18,22 +18,41 @@ from octnet import plain
 from octnet.octave import pool
 from octnet.plain import Geometry, Maps
 
+NARROW_SHARE = (
+    0.2  # of low channels, up to which a 1×1 convolution changes frequency on its narrow side: measured, see README
+)
+
 
 def octconv2d(x_h: Tensor | None, x_l: Tensor | None, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Maps:
     """As `plain.octconv2d`, to rounding; differentiable twice."""
     given = [x for x in (x_h, x_l, weight, bias) if x is not None]
-    if torch.jit.is_tracing() or torch.compiler.is_exporting():  # a graph of plain operators
+    if (
+        weight.is_meta or torch.jit.is_tracing() or torch.compiler.is_exporting()
+    ):  # what is counted, or written to a file
         return plain.octconv2d(x_h, x_l, weight, bias, geometry)
+    function = {None: _FourPaths, "out": _NarrowOut, "in": _NarrowIn}[narrow_side(x_h, x_l, weight, geometry)]
     if not torch.is_grad_enabled() or not any(x.requires_grad for x in given):
-        return plain.octconv2d(x_h, x_l, weight, bias, geometry, add_)
+        return function.compute(x_h, x_l, weight, bias, geometry)
     device = weight.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return _split(_OctConv2d.apply(x_h, x_l, weight, bias, geometry), geometry, weight)
+        return _split(function.apply(x_h, x_l, weight, bias, geometry), geometry, weight)
     # autocast's rule for convolutions, applied here: it isn't active in a backward pass
     dtype = torch.get_autocast_dtype(device)
     cast = [None if x is None else x.to(dtype) for x in (x_h, x_l, weight, bias)]
     with torch.autocast(device, enabled=False):
-        return _split(_OctConv2d.apply(*cast, geometry), geometry, weight)
+        return _split(function.apply(*cast, geometry), geometry, weight)
+
+
+def narrow_side(x_h: Tensor | None, x_l: Tensor | None, weight: Tensor, geometry: Geometry) -> str | None:
+    """Where a 1×1 convolution changes frequency: "in" or "out", the side with fewer channels; None: each path on its own."""
+    out, low_out = weight.shape[0], geometry.low_channels
+    plain_1x1 = weight.shape[2:] == (1, 1) and geometry.stride == 1 and geometry.groups == 1
+    if not plain_1x1 or x_h is None or x_l is None or not 0 < low_out < out:
+        return None
+    low_in, channels = x_l.shape[1], weight.shape[1]
+    if max(low_out / out, low_in / channels) > NARROW_SHARE or min(out, channels) * 2 > max(out, channels):
+        return None
+    return "out" if out < channels else "in"
 
 
 def _split(outputs: Any, geometry: Geometry, weight: Tensor) -> Maps:
@@ -51,14 +70,32 @@ def add_(y: Tensor, x: Tensor, factor: float = 1) -> Tensor:
     return y
 
 
-class _OctConv2d(torch.autograd.Function):
-    """`plain.octconv2d` with a backward pass that keeps no pooled map; returns only the maps that there are."""
+class _Operator(torch.autograd.Function):
+    """An octave convolution that keeps its inputs and its kernel, nothing else; returns only the maps that there are."""
 
     @staticmethod
-    def forward(ctx: Any, x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry) -> tuple[Tensor, ...]:
+    def compute(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry) -> Maps:
+        """Equation (1)."""
+        raise NotImplementedError
+
+    @classmethod
+    def keep(cls, ctx: Any, x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry) -> tuple[Tensor, ...]:
+        """`compute`, and what the backward pass needs."""
         ctx.save_for_backward(x_h, x_l, weight)
         ctx.geometry = geometry
-        return tuple(y for y in plain.octconv2d(x_h, x_l, weight, bias, geometry, add_) if y is not None)
+        return tuple(y for y in cls.compute(x_h, x_l, weight, bias, geometry) if y is not None)
+
+
+class _FourPaths(_Operator):
+    """Each path a convolution: the fewest multiply-adds."""
+
+    @staticmethod
+    def compute(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry) -> Maps:
+        return plain.octconv2d(x_h, x_l, weight, bias, geometry, add_)
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+        return _FourPaths.keep(ctx, *args)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -97,8 +134,78 @@ class _OctConv2d(torch.autograd.Function):
                 g = g_h if strided else F.avg_pool2d(g_h, 2, divisor_override=1)  # the gradient of upsampling
                 g_cross = path(g, x_l, w_h, high, from_l, wants_l)
                 g_xl = g_cross if g_xl is None else g_xl.add_(g_cross)
-        g_b = torch.cat([g.sum((0, 2, 3)) for g in (g_h, g_l) if g is not None]) if wants_b else None
-        return g_xh, g_xl, g_w, g_b, None
+        return g_xh, g_xl, g_w, _bias_gradient((g_h, g_l)) if wants_b else None, None
+
+
+class _NarrowOut(_Operator):
+    """A 1×1 convolution to few channels: both inputs to all outputs, which then change frequency; W_HL on X_H, not pooled.
+
+    (1) with pool(W X) = W pool(X):  G = f(X_H; [W_HH W_HL]), L = f(X_L; [W_LH W_LL]);
+    Y_H = G_H + upsample(L_H), Y_L = pool(G_L) + L_L.
+    """
+
+    @staticmethod
+    def compute(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry) -> Maps:
+        cut, out_high = x_h.shape[1], weight.shape[0] - geometry.low_channels
+        g, low = geometry.conv(x_h, weight[:, :cut], bias), geometry.conv(x_l, weight[:, cut:])
+        return plain.add(g[:, :out_high], low[:, :out_high]), low[:, out_high:] + pool(g[:, out_high:])
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+        return _NarrowOut.keep(ctx, *args)
+
+    @staticmethod
+    def backward(ctx: Any, g_h: Tensor, g_l: Tensor) -> Any:
+        x_h, x_l, weight = ctx.saved_tensors
+        wants_h, wants_l, wants_w, wants_b, _ = ctx.needs_input_grad
+        cut = x_h.shape[1]
+        down, up = F.avg_pool2d(g_h, 2, divisor_override=1), plain.upsample(g_l / 4)
+        g_xh, g_h2 = _conv_backward(torch.cat([g_h, up], 1), x_h, weight[:, :cut], ctx.geometry, wants_h, wants_w)
+        g_xl, g_l2 = _conv_backward(torch.cat([down, g_l], 1), x_l, weight[:, cut:], ctx.geometry, wants_l, wants_w)
+        g_w = torch.cat([g_h2, g_l2], 1) if g_h2 is not None and g_l2 is not None else None
+        return g_xh, g_xl, g_w, _bias_gradient((g_h, g_l)) if wants_b else None, None
+
+
+class _NarrowIn(_Operator):
+    """A 1×1 convolution from few channels: they change frequency first; W_LH on the upsampled X_L.
+
+    (1) with upsample(W X) = W upsample(X):  Y_H = f([X_H, upsample(X_L)]; [W_HH W_LH]), Y_L = f([pool(X_H), X_L]; [W_HL W_LL]).
+    """
+
+    @staticmethod
+    def compute(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry) -> Maps:
+        out_high = weight.shape[0] - geometry.low_channels
+        b_h, b_l = (None, None) if bias is None else (bias[:out_high], bias[out_high:])
+        full, half = _NarrowIn.whole(x_h, x_l)
+        return geometry.conv(full, weight[:out_high], b_h), geometry.conv(half, weight[out_high:], b_l)
+
+    @staticmethod
+    def whole(x_h: Tensor, x_l: Tensor) -> tuple[Tensor, Tensor]:
+        """All channels at full and at half resolution: (B, C, H, W) and (B, C, H/2, W/2)."""
+        return torch.cat([x_h, plain.upsample(x_l)], 1), torch.cat([pool(x_h), x_l], 1)
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+        return _NarrowIn.keep(ctx, *args)
+
+    @staticmethod
+    def backward(ctx: Any, g_h: Tensor, g_l: Tensor) -> Any:
+        x_h, x_l, weight = ctx.saved_tensors
+        wants_h, wants_l, wants_w, wants_b, _ = ctx.needs_input_grad
+        wants_x, cut, out_high = wants_h or wants_l, x_h.shape[1], g_h.shape[1]
+        full, half = _NarrowIn.whole(x_h, x_l)
+        g_full, g_high = _conv_backward(g_h, full, weight[:out_high], ctx.geometry, wants_x, wants_w)
+        g_half, g_low = _conv_backward(g_l, half, weight[out_high:], ctx.geometry, wants_x, wants_w)
+        g_xh = g_xl = None
+        if g_full is not None and g_half is not None:
+            g_xh = plain.add(g_full[:, :cut], g_half[:, :cut] / 4)
+            g_xl = g_half[:, cut:] + F.avg_pool2d(g_full[:, cut:], 2, divisor_override=1)
+        g_w = torch.cat([g_high, g_low]) if g_high is not None and g_low is not None else None
+        return g_xh, g_xl, g_w, _bias_gradient((g_h, g_l)) if wants_b else None, None
+
+
+def _bias_gradient(grads: Sequence[Tensor | None]) -> Tensor:
+    return torch.cat([g.sum((0, 2, 3)) for g in grads if g is not None])
 
 
 def _conv_backward(

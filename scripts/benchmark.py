@@ -3,11 +3,12 @@
 import argparse
 import sys
 
-from octnet import databench
+from octnet import databench, modelbench
 from octnet.options import UserError
 
 EXAMPLE = """\
-example:
+examples:
+  python scripts/benchmark.py model --models oct_resnet50 oct_mobilenetv1_100 --alphas .125 .25 .5 --json model.json
   python scripts/benchmark.py data --root imagenet --packed imagenet_packed --json data.json
 """
 
@@ -18,6 +19,11 @@ def main() -> int:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="WHAT")
+    model = commands.add_parser(
+        "model", help="octave networks against vanilla ones: time and memory", description=modelbench.__doc__
+    )
+    modelbench.add_arguments(model)
+    model.set_defaults(run=modelbench.run_model_benchmark)
     data = commands.add_parser("data", help="reading, decoding and augmenting images", description=databench.__doc__)
     databench.add_arguments(data)
     data.set_defaults(run=databench.run_data_benchmark)

@@ -1,13 +1,14 @@
 """The fast operator against the plain one: outputs, gradients, second gradients, and what is kept for the backward pass."""
 
-import itertools
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
 from octnet import Octave, OctConv2d, fast, plain
+from octnet.complexity import check_model, measure
 from octnet.plain import Geometry, Maps
 
 SPLITS = [(0, 0), (0, 2), (2, 0), (2, 4), (4, 2), (6, 2), (2, 6), (6, 6)]  # low channels in and out, of 6
@@ -17,41 +18,77 @@ def geometry(kernel: int, stride: int, groups: int, low_channels: int) -> Geomet
     return Geometry(stride, (kernel // 2, kernel // 2), (1, 1), groups, low_channels)
 
 
-def inputs(in_low: int, kernel: int, groups: int, dtype: torch.dtype = torch.float64) -> list[Any]:
-    """X_H, X_L, weight and bias that require gradients."""
+def inputs(in_low: int, kernel: int, groups: int = 1, out: int = 6, dtype: torch.dtype = torch.float64) -> list[Any]:
+    """X_H, X_L of 6 channels together, weight and bias, that require gradients."""
     torch.manual_seed(0)
     x_h = torch.randn(2, 6 - in_low, 8, 8, dtype=dtype) if in_low < 6 else None
     x_l = torch.randn(2, in_low, 4, 4, dtype=dtype) if in_low > 0 else None
-    weight = torch.randn(6, 6 // groups, kernel, kernel, dtype=dtype)
-    return [None if x is None else x.requires_grad_() for x in (x_h, x_l, weight, torch.randn(6, dtype=dtype))]
+    weight = torch.randn(out, 6 // groups, kernel, kernel, dtype=dtype)
+    return [None if x is None else x.requires_grad_() for x in (x_h, x_l, weight, torch.randn(out, dtype=dtype))]
+
+
+OPERATORS: tuple[Any, ...] = (plain.octconv2d, fast.octconv2d)
 
 
 def there(maps: Maps) -> list[Tensor]:
     return [y for y in maps if y is not None]
 
 
-@pytest.mark.parametrize(("in_low", "out_low"), SPLITS)
-@pytest.mark.parametrize(("kernel", "stride", "groups"), [(1, 1, 1), (3, 1, 1), (3, 2, 1), (1, 2, 1), (3, 1, 2)])
-def test_outputs_and_gradients_are_the_plain_operators(
-    in_low: int, out_low: int, kernel: int, stride: int, groups: int
-) -> None:
-    shape = geometry(kernel, stride, groups, out_low)
-    x_h, x_l, weight, bias = given = inputs(in_low, kernel, groups)
+def assert_the_plain_operators(given: list[Any], shape: Geometry) -> None:
+    """Outputs with and without gradients, and gradients."""
     leaves = [x for x in given if x is not None]
-    right, mine = (
-        there(plain.octconv2d(x_h, x_l, weight, bias, shape)),
-        there(fast.octconv2d(x_h, x_l, weight, bias, shape)),
-    )
+    right, mine = (there(operator(*given, shape)) for operator in OPERATORS)
     with torch.no_grad():
-        without = there(fast.octconv2d(x_h, x_l, weight, bias, shape))
+        without = there(OPERATORS[1](*given, shape))
     weights = [torch.randn_like(y) for y in right]
     gradients = [
         torch.autograd.grad(sum(((y * w).sum() for y, w in zip(ys, weights, strict=True)), torch.zeros(())), leaves)
         for ys in (right, mine)
     ]
-    for a, b in itertools.chain(
-        zip(mine, right, strict=True), zip(without, right, strict=True), zip(*gradients, strict=True)
-    ):
+    for a, b in ((mine, right), (without, right), gradients):
+        for got, want in zip(a, b, strict=True):
+            torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize(("in_low", "out_low"), SPLITS)
+@pytest.mark.parametrize(("kernel", "stride", "groups"), [(1, 1, 1), (3, 1, 1), (3, 2, 1), (1, 2, 1), (3, 1, 2)])
+def test_four_paths(in_low: int, out_low: int, kernel: int, stride: int, groups: int) -> None:
+    assert_the_plain_operators(inputs(in_low, kernel, groups), geometry(kernel, stride, groups, out_low))
+
+
+@pytest.mark.parametrize(("out", "side"), [(3, "out"), (12, "in")])
+def test_narrow_side(out: int, side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A 1×1 convolution that changes frequency where it has fewer channels; only at a small share of low ones."""
+    x_h, x_l, weight, bias = given = inputs(2, 1, out=out)
+    shape = geometry(1, 1, 1, out // 3)
+    assert fast.narrow_side(x_h, x_l, weight, shape) is None  # a third is above the share up to which it was faster
+    monkeypatch.setattr(fast, "NARROW_SHARE", 1)
+    assert fast.narrow_side(x_h, x_l, weight, shape) == side
+    assert_the_plain_operators(given, shape)
+    x_h = x_h.detach()[..., :4, :4].requires_grad_()
+
+    def operator(x_h: Tensor, x_l: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        return tuple(there(fast.octconv2d(x_h, x_l, weight, bias, shape)))
+
+    x_l = x_l.detach()[..., :2, :2].requires_grad_()
+    assert torch.autograd.gradcheck(operator, (x_h, x_l, weight, bias))
+    assert torch.autograd.gradgradcheck(operator, (x_h, x_l, weight, bias))
+
+
+def test_a_whole_network_on_the_narrow_side() -> None:
+    """α = .125 of ResNet has layers of every kind; the counts stay those of the plain operator."""
+    torch.manual_seed(0)
+    model: Any = timm.create_model("oct_resnet50", alpha=0.125, layers=(2, 1, 1, 1), num_classes=3).double().eval()
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    found: list[tuple[Tensor, ...]] = []
+    for share in (0.0, 0.2):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fast, "NARROW_SHARE", share)
+            logits = model(x)
+            found.append((logits, *torch.autograd.grad(logits.square().sum(), model.parameters())))
+            macs = measure(model, 64).macs
+            assert macs == check_model("oct_resnet50", 0.125, {"layers": (2, 1, 1, 1)}, 3, 64).macs
+    for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -69,7 +106,7 @@ def test_gradients_are_those_of_finite_differences(stride: int) -> None:
 
 
 def test_autocast_casts_as_for_a_plain_convolution() -> None:
-    x_h, x_l, weight, bias = inputs(2, 3, 1, torch.float32)
+    x_h, x_l, weight, bias = inputs(2, 3, dtype=torch.float32)
     results = []
     for operator in (plain.octconv2d, fast.octconv2d):
         with torch.autocast("cpu", torch.bfloat16):
