@@ -129,7 +129,7 @@ def add_legend(ax: Axes, points: list[Point], rows: list[dict[str, str]], lines:
     )
 
 
-def draw_panel(ax: Axes, points: list[Point], published: str, x: str = "macs", x_label: str = "MACs") -> Marks:
+def draw_panel(ax: Axes, points: list[Point], published: str, x: str, x_label: str) -> Marks:
     """One data set at one image size with title, axes and legend; returns the marks that its labels need.
 
     `x` names the column of the points that the x axis shows.
@@ -160,18 +160,24 @@ def draw_panel(ax: Axes, points: list[Point], published: str, x: str = "macs", x
     return marks
 
 
-def draw_figure(points: list[Point], missing: list[str], published: str = "matching") -> Figure:
-    """A panel for each data set and image size; `missing` is the status of each run that has no result."""
+def draw_figure(
+    points: list[Point],
+    missing: list[str],
+    published: str = "matching",
+    x: str = "macs",
+    x_label: str = "MACs: multiply-adds for one image",
+) -> Figure:
+    """A panel for each data set and image size; `missing` is the status of each run that has no result.
+
+    `x` names the column of the points that the x axis shows; published points have only MACs.
+    """
     panels = [list(group) for _, group in groupby(points, lambda point: (point.data, point.image_size_px))]
     with rc_context(STYLE):
         height = max(1, len(panels)) * (4.8 if published != "all" else 6.5)
         figure = Figure(figsize=(9.5, height), dpi=200, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots(max(1, len(panels)), squeeze=False)[:, 0]
-        marks = [
-            draw_panel(ax, group, published, "macs", "MACs: multiply-adds for one image")
-            for ax, group in zip(axes, panels, strict=False)
-        ]
+        marks = [draw_panel(ax, group, published, x, x_label) for ax, group in zip(axes, panels, strict=False)]
         if not panels:
             axes[0].set_axis_off()
             axes[0].text(0.5, 0.5, "no finished run", ha="center", transform=axes[0].transAxes)

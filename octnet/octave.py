@@ -131,6 +131,10 @@ class Octave:
 
 def upsample(x: Tensor) -> Tensor:
     """Nearest-neighbour upsampling by 2, (B, C, H, W) to (B, C, 2H, 2W): `upsample` of equation (1)."""
+    if (
+        torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    ):  # the index i // 2; of the other it makes a gather
+        return x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2).flatten(4, 5).flatten(2, 3)
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 

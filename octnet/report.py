@@ -10,6 +10,7 @@ from rich.console import Console
 from octnet.figure import draw_figure, save_figure
 from octnet.options import UserError
 from octnet.table import group_runs, natural, print_points, write_csv, write_markdown
+from octnet.times import add_times
 
 TEXT_KEYS = ("model", "status", "data")
 NUMBER_KEYS = ("alpha", "seed", "epochs", "image_size_px")
@@ -54,17 +55,31 @@ def read_summaries(output_dirs: list[Path]) -> list[dict[str, Any]]:
     return sorted(runs, key=key)
 
 
-def write_report(output_dirs: list[Path], destination: Path | None = None, published: str = "matching") -> list[Path]:
-    """Writes figure (PNG, SVG), `results.csv` (a row a run) and `results.md` (a row a point); returns their paths.
+def write_report(
+    output_dirs: list[Path],
+    destination: Path | None = None,
+    published: str = "matching",
+    times: tuple[Path, list[str]] | None = None,
+) -> list[Path]:
+    """Writes figures (PNG, SVG), `results.csv` (a row a run) and `results.md` (a row a point); returns their paths.
 
-    `published` (all, matching, none): which published results join runs on ImageNet at 224 px.
+    `published` (all, matching, none): which published results join runs on ImageNet at 224 px. `times`: records of
+    `benchmark.py model` and which of them (times.py), for a second figure against time.
     """
     runs = read_summaries(output_dirs)
     destination = Path(output_dirs[0] if destination is None else destination)
     paths = [destination / n for n in ("accuracy_vs_macs.png", "accuracy_vs_macs.svg", "results.csv", "results.md")]
-    figure = draw_figure(group_runs(runs), [run["status"] for run in runs if run["status"] != "done"], published)
+    points, missing = group_runs(runs), [run["status"] for run in runs if run["status"] != "done"]
+    figure = draw_figure(points, missing, published)
+    against_time = None
+    if times is not None:
+        timed, label = add_times(points, *times)
+        against_time = draw_figure(timed, missing, published, "time_ms", label)
     try:
         destination.mkdir(parents=True, exist_ok=True)
+        if against_time is not None:
+            paths += [destination / f"accuracy_vs_time{suffix}" for suffix in (".png", ".svg")]
+            save_figure(against_time, paths[4:])
         save_figure(figure, paths[:2])
         write_csv(runs, paths[2])
         write_markdown(runs, paths[3])

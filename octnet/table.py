@@ -40,6 +40,7 @@ class Point:
     top1: tuple[float, ...]
     top5: tuple[float, ...]  # empty: not measured
     images_per_second: float | None  # null: not measured, or on different devices
+    time_ms: float | None = None  # for one image, where a benchmark's records were joined
 
     @property
     def mean(self) -> float:

@@ -1,6 +1,7 @@
 """What the table of costs shows, and what a network that can't be is refused with."""
 
 import csv
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -54,3 +55,20 @@ def test_refused(arguments: tuple[str, float, dict[str, Any], int, int], words: 
         check_model(*arguments)
     assert "\n" not in str(caught.value)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_comparison_with_the_authors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The script says 0 for their counts, and finds one that is off by one."""
+    header, *rows = (SCRIPT.parent.parent / "octnet" / "official_macs.csv").read_text().splitlines()
+    chosen = [row for row in rows if row.startswith("paper_mobilenetv1_100,0.5,")]
+    assert len(chosen) == 1
+    monkeypatch.setattr("importlib.resources.files", lambda _: tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--paper"])
+    for text, code, verdict in ((chosen[0], 0, "0 of 1"), (chosen[0].replace("318167680", "318167681"), 1, "1 of 1")):
+        (tmp_path / "official_macs.csv").write_text(f"{header}\n{text}\n")
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        assert stop.value.code == code
+        assert f"{verdict} rows differ" in capsys.readouterr().out
