@@ -212,27 +212,34 @@ def print_records(records: list[dict[str, Any]]) -> None:
     """Prints a table of one network in one mode."""
     vanilla = records[0]
     how = "compiled" if vanilla["compiled"] else "eager"
-    title = (
-        f"{vanilla['model']}, {vanilla['mode']}, {how}, {vanilla['dtype']}, batch {vanilla['batch']}, "
-        f"{vanilla['image_size_px']} px, {vanilla['device']}"
-    )
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    columns = ["α", "ms", "time ratio", "quartiles", "MACs ratio", "realised"]
+    facts = (vanilla["mode"], how, vanilla["dtype"], f"batch {vanilla['batch']}", f"{vanilla['image_size_px']} px")
     memory = [key for key in ("saved_mb", "bound_mb", "peak_mb") if key in vanilla]
+    table = Table(box=None, pad_edge=False)
     for column in (
-        columns + [f"{key.removesuffix('_mb')} (MB)" for key in memory] + [f"{key[:-3]} ratio" for key in memory]
+        "α",
+        "ms",
+        "time ratio",
+        "± quartile",
+        "MACs ratio",
+        "realised",
+        *(f"{key[:-3]} MB" for key in memory),
     ):
         table.add_column(column, justify="right")
+    for key in memory:
+        table.add_column(f"{key[:-3]} ratio", justify="right")
     for row in records:
         low, high = row["time_ratio_quartiles"]
         table.add_row(
             f"{row['alpha']:g}",
             f"{row['time_ms']:.1f}",
             f"{row['time_ratio']:.3f}",
-            f"{low:.3f}–{high:.3f}",
+            f"{(high - low) / 2:.3f}",
             f"{row['macs_ratio']:.3f}",
             f"{row['realised']:.2f}",
             *(f"{row[key]:.1f}" for key in memory),
             *(f"{row[key] / vanilla[key]:.3f}" for key in memory),
         )
-    Console().print(table)
+    console = Console()
+    console.print(f"{vanilla['model']}: {', '.join(facts)}; {vanilla['device']}", highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print()

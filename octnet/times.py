@@ -29,13 +29,14 @@ def add_times(points: list[Point], path: Path, chosen: list[str]) -> tuple[list[
     }
     timed = []
     for point in points:
-        key = (point.model.removeprefix("oct_"), point.alpha, point.image_size_px)
-        if key not in times:
-            want = f"--models oct_{key[0]} --alphas {point.alpha:g} --image-size-px {point.image_size_px}"
+        network = point.model.removeprefix("oct_")
+        where = (network, point.alpha, point.image_size_px)
+        if where not in times:
+            want = f"--models oct_{network} --alphas {point.alpha:g} --image-size-px {point.image_size_px}"
             raise UserError(
                 f"--times {path}: no time of {point.model} at α = {point.alpha:g}: benchmark.py model {want}"
             )
-        timed.append(replace(point, time_ms=times[key]))
+        timed.append(replace(point, time_ms=times[where]))
     return timed, f"time for one image (ms): {_describe(records[0])}" if records else ""
 
 

@@ -164,3 +164,22 @@ def test_memory_format_stays(memory_format: torch.memory_format) -> None:
     x = Octave(torch.randn(2, 4, 8, 8), torch.randn(2, 4, 4, 4)).contiguous(memory_format)
     y: Any = nn.Sequential(layer, nn.BatchNorm2d(8), nn.ReLU())(x)
     assert all(part.is_contiguous(memory_format=memory_format) for part in y.parts)
+
+
+def test_torch_func_takes_the_layer() -> None:
+    """Gradients of each image, against a loop."""
+    layer = OctConv2d(4, 4, 3, padding=1, low_channels=2)
+    images = torch.randn(3, 4, 4, 4)
+
+    def loss(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
+        y: Any = torch.func.functional_call(layer, parameters, (image[None],))
+        return y.high.square().sum() + y.low.square().sum()
+
+    parameters = {name: p.detach() for name, p in layer.named_parameters()}
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, images)
+    for i, image in enumerate(images):
+        layer.zero_grad()
+        y: Any = layer(image[None])
+        (y.high.square().sum() + y.low.square().sum()).backward()
+        assert layer.weight.grad is not None
+        torch.testing.assert_close(each["weight"][i], layer.weight.grad, rtol=1e-4, atol=1e-5)

@@ -44,7 +44,7 @@ def test_points_stand_at_their_times(tmp_path: Path) -> None:
     assert [point.time_ms for point in timed] == [10, 8.75, 7.5, 6.25, 5]
     assert label == "time for one image (ms): inference, compiled, float32, batch 8, a GPU"
     (ax,) = draw_figure(timed, [], "matching", "time_ms", label).axes
-    means = next(line for line in ax.lines if len(line.get_xdata()) == len(ALPHAS))
+    means = next(line for line in ax.lines if np.size(line.get_xdata()) == len(ALPHAS))
     assert np.allclose(means.get_xdata(), [10, 8.75, 7.5, 6.25, 5])
     assert ax.get_xlabel() == f"{label} (log scale)"
 
