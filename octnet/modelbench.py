@@ -214,19 +214,20 @@ def print_records(records: list[dict[str, Any]]) -> None:
     how = "compiled" if vanilla["compiled"] else "eager"
     facts = (vanilla["mode"], how, vanilla["dtype"], f"batch {vanilla['batch']}", f"{vanilla['image_size_px']} px")
     memory = [key for key in ("saved_mb", "bound_mb", "peak_mb") if key in vanilla]
+    shown_mb = [key for key in memory if key != "bound_mb"]
     table = Table(box=None, pad_edge=False)
+    ratios = [f"{key[:-3]} ratio" for key in memory]
     for column in (
         "α",
         "ms",
         "time ratio",
-        "± quartile",
+        "±",
         "MACs ratio",
         "realised",
-        *(f"{key[:-3]} MB" for key in memory),
+        *(f"{key[:-3]} MB" for key in shown_mb),
+        *ratios,
     ):
         table.add_column(column, justify="right")
-    for key in memory:
-        table.add_column(f"{key[:-3]} ratio", justify="right")
     for row in records:
         low, high = row["time_ratio_quartiles"]
         table.add_row(
@@ -236,10 +237,10 @@ def print_records(records: list[dict[str, Any]]) -> None:
             f"{(high - low) / 2:.3f}",
             f"{row['macs_ratio']:.3f}",
             f"{row['realised']:.2f}",
-            *(f"{row[key]:.1f}" for key in memory),
+            *(f"{row[key]:.1f}" for key in shown_mb),
             *(f"{row[key] / vanilla[key]:.3f}" for key in memory),
         )
     console = Console()
     console.print(f"{vanilla['model']}: {', '.join(facts)}; {vanilla['device']}", highlight=False, soft_wrap=True)
     console.print(table)
-    console.print()
+    console.print("±: half of the interquartile range" + ("; saved: for backward, an image" if memory else "") + "\n")
