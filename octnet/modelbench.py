@@ -26,6 +26,7 @@ from octnet.network import build_network
 from octnet.octave import Octave
 from octnet.options import UserError
 from octnet.run import provenance
+from octnet.times import read_times
 
 CLASSES = 1000
 COMPILES = 128  # networks and modes of one process; PyTorch would run eager after 8, silently
@@ -68,9 +69,12 @@ def run_model_benchmark(args: argparse.Namespace) -> None:
     for name in args.models:
         if not name.startswith("oct_"):
             raise UserError(f"--models {name}: octave networks begin with oct_: oct_{name}")
+    devices = ("cpu", *(["cuda"] if torch.cuda.is_available() else []))
+    if args.device.partition(":")[0] not in devices:
+        raise UserError(f"--device {args.device}: there is {' and '.join(devices)}")
+    known = read_times(args.json) if args.json is not None and args.json.is_file() else []
     macs = {(name, a): _macs(name, a, args.image_size_px) for name in args.models for a in [0.0, *args.alphas]}
     torch._dynamo.config.recompile_limit = COMPILES
-    known = json.loads(args.json.read_text()) if args.json is not None and args.json.is_file() else []
     for name in args.models:
         for mode in args.modes:
             records = measure(name, mode, macs, args)

@@ -45,9 +45,9 @@ def read_times(path: Path) -> list[dict[str, Any]]:
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"--times {path}: cannot be read as benchmark records ({error})") from None
+        raise UserError(f"{path}: cannot be read as benchmark records ({error})") from None
     if not isinstance(records, list) or not all(isinstance(r, dict) and r.keys() >= set(KEYS) for r in records):
-        raise UserError(f"--times {path}: not the records of benchmark.py model --json")
+        raise UserError(f"{path}: not the records of benchmark.py model --json")
     return records
 
 

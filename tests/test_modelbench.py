@@ -68,6 +68,8 @@ def test_what_is_kept_is_what_autograd_keeps(tmp_path: Path) -> None:
         (["--batch", "0"], "--batch 0: must be 1 or more"),
         (["--json", "nowhere/file.json"], "there is no folder nowhere"),
         (["--image-size-px", "40"], "the nearest sizes that fit are"),
+        (["--device", "gpu"], "--device gpu: there is cpu"),
+        (["--json", __file__], "cannot be read as benchmark records"),
         (["--alphas", "1.5"], "alpha=1.5 is not between 0 and 1"),
     ],
 )
