@@ -7,7 +7,7 @@ The multiply-adds are the same. What is saved around them:
 - The four parts of the kernel's gradient are written into one tensor, not padded with zeros and summed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor
 from octnet import plain
 from octnet.octave import pool
 from octnet.plain import Geometry, Maps
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # of X_H, X_L and the kernel
 
 # The share of low channels up to which a 1×1 convolution changes frequency on its narrow side: faster at .125, not at .5
 NARROW_SHARE = 0.2
@@ -28,17 +30,17 @@ def octconv2d(x_h: Tensor | None, x_l: Tensor | None, weight: Tensor, bias: Tens
     transformed = torch._C._are_functorch_transforms_active()  # torch.func differentiates operators, not a Function
     if weight.is_meta or transformed or torch.jit.is_tracing() or torch.compiler.is_exporting():  # counted, or written
         return plain.octconv2d(x_h, x_l, weight, bias, geometry)
-    function = {None: _FourPaths, "out": _NarrowOut, "in": _NarrowIn}[narrow_side(x_h, x_l, weight, geometry)]
+    way = narrow_side(x_h, x_l, weight, geometry)
     if not torch.is_grad_enabled() or not any(x.requires_grad for x in given):
-        return function.compute(x_h, x_l, weight, bias, geometry)
+        return WAYS[way][0](x_h, x_l, weight, bias, geometry)
     device = weight.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return _split(function.apply(x_h, x_l, weight, bias, geometry), geometry, weight)
+        return _split(_OctConv2d.apply(x_h, x_l, weight, bias, geometry, way), geometry, weight)
     # autocast's rule for convolutions, applied here: it isn't active in a backward pass
     dtype = torch.get_autocast_dtype(device)
     cast = [None if x is None else x.to(dtype) for x in (x_h, x_l, weight, bias)]
     with torch.autocast(device, enabled=False):
-        return _split(function.apply(*cast, geometry), geometry, weight)
+        return _split(_OctConv2d.apply(*cast, geometry, way), geometry, weight)
 
 
 def narrow_side(x_h: Tensor | None, x_l: Tensor | None, weight: Tensor, geometry: Geometry) -> str | None:
@@ -68,142 +70,161 @@ def add_(y: Tensor, x: Tensor, factor: float = 1) -> Tensor:
     return y
 
 
-class _Operator(torch.autograd.Function):
+class _OctConv2d(torch.autograd.Function):
     """An octave convolution that keeps its inputs and its kernel, nothing else; returns only the maps that there are."""
 
     @staticmethod
-    def compute(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry) -> Maps:
-        """Equation (1)."""
-        raise NotImplementedError
-
-    @classmethod
-    def keep(cls, ctx: Any, x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry) -> tuple[Tensor, ...]:
-        """`compute`, and what the backward pass needs."""
+    def forward(
+        ctx: Any, x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry, way: str | None
+    ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x_h, x_l, weight)
-        ctx.geometry = geometry
-        return tuple(y for y in cls.compute(x_h, x_l, weight, bias, geometry) if y is not None)
-
-
-class _FourPaths(_Operator):
-    """Each path a convolution: the fewest multiply-adds."""
-
-    @staticmethod
-    def compute(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry) -> Maps:
-        return plain.octconv2d(x_h, x_l, weight, bias, geometry, add_)
-
-    @staticmethod
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
-        return _FourPaths.keep(ctx, *args)
+        ctx.geometry, ctx.way = geometry, way
+        return tuple(y for y in WAYS[way][0](x_h, x_l, weight, bias, geometry) if y is not None)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         x_h, x_l, weight = ctx.saved_tensors
-        geometry, (wants_h, wants_l, wants_w, wants_b, _) = ctx.geometry, ctx.needs_input_grad
-        g_h, g_l = _split(grads, geometry, weight)
-        out_high = 0 if g_h is None else g_h.shape[1]
-        cut = 0 if x_h is None else x_h.shape[1] // geometry.groups
-        w_h, w_l = weight[:out_high], weight[out_high:]
-        g_w = torch.empty_like(weight) if wants_w else None
-        strided = geometry.stride == 2
-
-        def path(g: Tensor, x: Tensor, w: Tensor, rows: slice, columns: slice, wants_x: bool) -> Any:
-            """The gradient of one path's input; that of its kernel goes into its place in `g_w`."""
-            g_x, g_path = _conv_backward(g, x, w[:, columns], geometry, wants_x, wants_w)
-            if g_w is not None and g_path is not None:
-                g_w[rows, columns] = g_path
-            return g_x
-
-        high, low = slice(None, out_high), slice(out_high, None)
-        from_h, from_l = slice(None, cut), slice(cut, None)
-        g_xh = g_xl = None
-        if x_h is not None:
-            x = pool(x_h) if strided else x_h
-            g_xh = None if g_h is None else path(g_h, x, w_h, high, from_h, wants_h)
-            if g_l is not None:
-                g_pooled = path(g_l, pool(x), w_l, low, from_h, wants_h)
-                g_xh = _unpool(g_pooled, g_xh)
-            g_xh = _unpool(g_xh, None) if strided else g_xh
-        if x_l is not None:
-            if g_l is not None:
-                x = pool(x_l) if strided else x_l
-                g_xl = path(g_l, x, w_l, low, from_l, wants_l)
-                g_xl = _unpool(g_xl, None) if strided else g_xl
-            if g_h is not None:
-                g = g_h if strided else F.avg_pool2d(g_h, 2, divisor_override=1)  # the gradient of upsampling
-                g_cross = path(g, x_l, w_h, high, from_l, wants_l)
-                g_xl = g_cross if g_xl is None else g_xl.add_(g_cross)
-        return g_xh, g_xl, g_w, _bias_gradient((g_h, g_l)) if wants_b else None, None
+        g_h, g_l = _split(grads, ctx.geometry, weight)
+        wants = ctx.needs_input_grad
+        g_inputs = WAYS[ctx.way][1](g_h, g_l, x_h, x_l, weight, ctx.geometry, *wants[:3])
+        g_b = torch.cat([g.sum((0, 2, 3)) for g in (g_h, g_l) if g is not None]) if wants[3] else None
+        return *g_inputs, g_b, None, None
 
 
-class _NarrowOut(_Operator):
+# Ways to compute it: each a function of the maps, and one of their gradients that gives those of X_H, X_L and the kernel.
+
+
+def four_paths(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry) -> Maps:
+    """Each path a convolution: the fewest multiply-adds."""
+    return plain.octconv2d(x_h, x_l, weight, bias, geometry, add_)
+
+
+def four_paths_gradients(
+    g_h: Any,
+    g_l: Any,
+    x_h: Any,
+    x_l: Any,
+    weight: Tensor,
+    geometry: Geometry,
+    wants_h: bool,
+    wants_l: bool,
+    wants_w: bool,
+) -> Gradients:
+    """Of `four_paths`; the pooled maps are made again."""
+    out_high = 0 if g_h is None else g_h.shape[1]
+    cut = 0 if x_h is None else x_h.shape[1] // geometry.groups
+    w_h, w_l = weight[:out_high], weight[out_high:]
+    g_w = torch.empty_like(weight) if wants_w else None
+    strided = geometry.stride == 2
+
+    def path(g: Tensor, x: Tensor, w: Tensor, rows: slice, columns: slice, wants_x: bool) -> Any:
+        """The gradient of one path's input; that of its kernel goes into its place in `g_w`."""
+        g_x, g_path = _conv_backward(g, x, w[:, columns], geometry, wants_x, wants_w)
+        if g_w is not None and g_path is not None:
+            g_w[rows, columns] = g_path
+        return g_x
+
+    high, low = slice(None, out_high), slice(out_high, None)
+    from_h, from_l = slice(None, cut), slice(cut, None)
+    g_xh = g_xl = None
+    if x_h is not None:
+        x = pool(x_h) if strided else x_h
+        g_xh = None if g_h is None else path(g_h, x, w_h, high, from_h, wants_h)
+        if g_l is not None:
+            g_xh = _unpool(path(g_l, pool(x), w_l, low, from_h, wants_h), g_xh)
+        g_xh = _unpool(g_xh, None) if strided else g_xh
+    if x_l is not None:
+        if g_l is not None:
+            x = pool(x_l) if strided else x_l
+            g_xl = path(g_l, x, w_l, low, from_l, wants_l)
+            g_xl = _unpool(g_xl, None) if strided else g_xl
+        if g_h is not None:
+            g = g_h if strided else F.avg_pool2d(g_h, 2, divisor_override=1)  # the gradient of upsampling
+            g_cross = path(g, x_l, w_h, high, from_l, wants_l)
+            g_xl = g_cross if g_xl is None else g_xl.add_(g_cross)
+    return g_xh, g_xl, g_w
+
+
+def narrow_out(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry) -> Maps:
     """A 1×1 convolution to few channels: both inputs to all outputs, which then change frequency; W_HL on X_H, not pooled.
 
     (1) with pool(W X) = W pool(X):  G = f(X_H; [W_HH W_HL]), L = f(X_L; [W_LH W_LL]);
     Y_H = G_H + upsample(L_H), Y_L = pool(G_L) + L_L.
     """
-
-    @staticmethod
-    def compute(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry) -> Maps:
-        cut, out_high = x_h.shape[1], weight.shape[0] - geometry.low_channels
-        g, low = geometry.conv(x_h, weight[:, :cut], bias), geometry.conv(x_l, weight[:, cut:])
-        return plain.add(g[:, :out_high], low[:, :out_high]), low[:, out_high:] + pool(g[:, out_high:])
-
-    @staticmethod
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
-        return _NarrowOut.keep(ctx, *args)
-
-    @staticmethod
-    def backward(ctx: Any, g_h: Tensor, g_l: Tensor) -> Any:
-        x_h, x_l, weight = ctx.saved_tensors
-        wants_h, wants_l, wants_w, wants_b, _ = ctx.needs_input_grad
-        cut = x_h.shape[1]
-        down, up = F.avg_pool2d(g_h, 2, divisor_override=1), plain.upsample(g_l / 4)
-        g_xh, g_h2 = _conv_backward(torch.cat([g_h, up], 1), x_h, weight[:, :cut], ctx.geometry, wants_h, wants_w)
-        g_xl, g_l2 = _conv_backward(torch.cat([down, g_l], 1), x_l, weight[:, cut:], ctx.geometry, wants_l, wants_w)
-        g_w = torch.cat([g_h2, g_l2], 1) if g_h2 is not None and g_l2 is not None else None
-        return g_xh, g_xl, g_w, _bias_gradient((g_h, g_l)) if wants_b else None, None
+    cut, out_high = x_h.shape[1], weight.shape[0] - geometry.low_channels
+    g, low = geometry.conv(x_h, weight[:, :cut], bias), geometry.conv(x_l, weight[:, cut:])
+    return plain.add(g[:, :out_high], low[:, :out_high]), low[:, out_high:] + pool(g[:, out_high:])
 
 
-class _NarrowIn(_Operator):
+def narrow_out_gradients(
+    g_h: Any,
+    g_l: Any,
+    x_h: Any,
+    x_l: Any,
+    weight: Tensor,
+    geometry: Geometry,
+    wants_h: bool,
+    wants_l: bool,
+    wants_w: bool,
+) -> Gradients:
+    """Of `narrow_out`: all outputs' gradients at full and at half resolution, then a convolution each."""
+    cut = x_h.shape[1]
+    full = torch.cat([g_h, plain.upsample(g_l / 4)], 1)
+    half = torch.cat([F.avg_pool2d(g_h, 2, divisor_override=1), g_l], 1)
+    g_xh, g_from_h = _conv_backward(full, x_h, weight[:, :cut], geometry, wants_h, wants_w)
+    g_xl, g_from_l = _conv_backward(half, x_l, weight[:, cut:], geometry, wants_l, wants_w)
+    return g_xh, g_xl, _joined(g_from_h, g_from_l, 1)
+
+
+def narrow_in(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry) -> Maps:
     """A 1×1 convolution from few channels: they change frequency first; W_LH on the upsampled X_L.
 
     (1) with upsample(W X) = W upsample(X):  Y_H = f([X_H, upsample(X_L)]; [W_HH W_LH]), Y_L = f([pool(X_H), X_L]; [W_HL W_LL]).
     """
-
-    @staticmethod
-    def compute(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry) -> Maps:
-        out_high = weight.shape[0] - geometry.low_channels
-        b_h, b_l = (None, None) if bias is None else (bias[:out_high], bias[out_high:])
-        full, half = _NarrowIn.whole(x_h, x_l)
-        return geometry.conv(full, weight[:out_high], b_h), geometry.conv(half, weight[out_high:], b_l)
-
-    @staticmethod
-    def whole(x_h: Tensor, x_l: Tensor) -> tuple[Tensor, Tensor]:
-        """All channels at full and at half resolution: (B, C, H, W) and (B, C, H/2, W/2)."""
-        return torch.cat([x_h, plain.upsample(x_l)], 1), torch.cat([pool(x_h), x_l], 1)
-
-    @staticmethod
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
-        return _NarrowIn.keep(ctx, *args)
-
-    @staticmethod
-    def backward(ctx: Any, g_h: Tensor, g_l: Tensor) -> Any:
-        x_h, x_l, weight = ctx.saved_tensors
-        wants_h, wants_l, wants_w, wants_b, _ = ctx.needs_input_grad
-        wants_x, cut, out_high = wants_h or wants_l, x_h.shape[1], g_h.shape[1]
-        full, half = _NarrowIn.whole(x_h, x_l)
-        g_full, g_high = _conv_backward(g_h, full, weight[:out_high], ctx.geometry, wants_x, wants_w)
-        g_half, g_low = _conv_backward(g_l, half, weight[out_high:], ctx.geometry, wants_x, wants_w)
-        g_xh = g_xl = None
-        if g_full is not None and g_half is not None:
-            g_xh = plain.add(g_full[:, :cut], g_half[:, :cut] / 4)
-            g_xl = g_half[:, cut:] + F.avg_pool2d(g_full[:, cut:], 2, divisor_override=1)
-        g_w = torch.cat([g_high, g_low]) if g_high is not None and g_low is not None else None
-        return g_xh, g_xl, g_w, _bias_gradient((g_h, g_l)) if wants_b else None, None
+    out_high = weight.shape[0] - geometry.low_channels
+    b_h, b_l = (None, None) if bias is None else (bias[:out_high], bias[out_high:])
+    full, half = _whole(x_h, x_l)
+    return geometry.conv(full, weight[:out_high], b_h), geometry.conv(half, weight[out_high:], b_l)
 
 
-def _bias_gradient(grads: Sequence[Tensor | None]) -> Tensor:
-    return torch.cat([g.sum((0, 2, 3)) for g in grads if g is not None])
+def narrow_in_gradients(
+    g_h: Any,
+    g_l: Any,
+    x_h: Any,
+    x_l: Any,
+    weight: Tensor,
+    geometry: Geometry,
+    wants_h: bool,
+    wants_l: bool,
+    wants_w: bool,
+) -> Gradients:
+    """Of `narrow_in`; what its inputs were joined to is made again."""
+    wants_x, cut, out_high = wants_h or wants_l, x_h.shape[1], g_h.shape[1]
+    full, half = _whole(x_h, x_l)
+    g_full, g_high = _conv_backward(g_h, full, weight[:out_high], geometry, wants_x, wants_w)
+    g_half, g_low = _conv_backward(g_l, half, weight[out_high:], geometry, wants_x, wants_w)
+    g_xh = g_xl = None
+    if g_full is not None and g_half is not None:
+        g_xh = plain.add(g_full[:, :cut], g_half[:, :cut] / 4)
+        g_xl = g_half[:, cut:] + F.avg_pool2d(g_full[:, cut:], 2, divisor_override=1)
+    return g_xh, g_xl, _joined(g_high, g_low, 0)
+
+
+WAYS: dict[str | None, tuple[Callable[..., Maps], Callable[..., Gradients]]] = {
+    None: (four_paths, four_paths_gradients),
+    "out": (narrow_out, narrow_out_gradients),
+    "in": (narrow_in, narrow_in_gradients),
+}
+
+
+def _whole(x_h: Tensor, x_l: Tensor) -> tuple[Tensor, Tensor]:
+    """All channels at full and at half resolution: (B, C, H, W) and (B, C, H/2, W/2)."""
+    return torch.cat([x_h, plain.upsample(x_l)], 1), torch.cat([pool(x_h), x_l], 1)
+
+
+def _joined(first: Tensor | None, second: Tensor | None, dim: int) -> Tensor | None:
+    """Two parts of the kernel's gradient as one."""
+    return None if first is None or second is None else torch.cat([first, second], dim)
 
 
 def _conv_backward(

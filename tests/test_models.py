@@ -126,13 +126,15 @@ def test_paper_curve_of_feature_map_memory() -> None:
     assert measure(model, 32).feature_map_mb == pytest.approx(total * 4 / 1e6)
 
 
-@pytest.mark.parametrize("name", ["oct_resnet_tiny", "oct_densenet121"])
-def test_compiles_as_one_graph(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "alpha"), [("oct_resnet_tiny", 0.5), ("oct_resnet_tiny", 0.125), ("oct_densenet121", 0.5)]
+)
+def test_compiles_as_one_graph(name: str, alpha: float) -> None:
     """A training step without graph breaks, with the gradients of the eager one (the graph only: no code is generated)."""
     torch._dynamo.reset()
     torch.manual_seed(0)
     kwargs: dict[str, Any] = {"block_config": (1, 1, 1, 1)} if "dense" in name else {}
-    model = timm.create_model(name, alpha=0.5, num_classes=3, **kwargs)
+    model = timm.create_model(name, alpha=alpha, num_classes=3, **kwargs)
     x = torch.randn(2, 3, 64, 64)
 
     def step(x: torch.Tensor) -> torch.Tensor:
