@@ -1,10 +1,11 @@
 """Octave convolution, fast: what `plain.octconv2d` computes, with fewer passes over memory and less of it kept.
 
 The multiply-adds are the same. What is saved around them:
-- L→H is added into Y_H through a view (B, C, H/2, 2, W/2, 2), which broadcasts: no upsampled map is written. A compiler sees an
-  index i // 2 instead of a gather.
+- L→H is added into Y_H through a view (B, C, H/2, 2, W/2, 2), which broadcasts: no upsampled map is written. (Compiled, it is
+  not written either, and four dimensions keep channels last.)
 - For the backward pass X_H, X_L and the kernel are kept, each shared with what follows; pooled maps are made again.
 - The four parts of the kernel's gradient are written into one tensor, not padded with zeros and summed.
+- A 1×1 convolution on a CPU, eager, is a matrix product, without the library's conversions of its kernel.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,6 +20,8 @@ from octnet.octave import pool
 from octnet.plain import Geometry, Maps
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # of X_H, X_L and the kernel
+Part = tuple[slice, slice]  # of the kernel: rows and columns
+ALL = slice(None)
 
 # The share of low channels up to which a 1×1 convolution changes frequency on its narrow side: faster at .125, not at .5
 NARROW_SHARE = 0.2
@@ -66,8 +69,24 @@ def add_(y: Tensor, x: Tensor, factor: float = 1) -> Tensor:
     """y += factor · x in place, x (B, C, H, W) or, upsampled by 2 in the same pass, (B, C, H/2, W/2)."""
     if x.shape == y.shape:
         return y.add_(x, alpha=factor)
+    if torch.compiler.is_compiling():
+        return torch.add(y, plain.upsample(x), alpha=factor)
     y.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).add_(x[:, :, :, None, :, None], alpha=factor)
     return y
+
+
+def conv(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """f of equation (1)."""
+    if not _is_product(x, weight, geometry):
+        return geometry.conv(x, weight, bias)
+    return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+
+
+def _is_product(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
+    """Whether f is one matrix product as the map lies in memory: eager on a CPU that is the faster way, compiled it isn't."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or weight.shape[2:] != (1, 1) or geometry.groups > 1:
+        return False
+    return x.is_contiguous(memory_format=torch.channels_last)
 
 
 class _OctConv2d(torch.autograd.Function):
@@ -96,7 +115,7 @@ class _OctConv2d(torch.autograd.Function):
 
 def four_paths(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry) -> Maps:
     """Each path a convolution: the fewest multiply-adds."""
-    return plain.octconv2d(x_h, x_l, weight, bias, geometry, add_)
+    return plain.octconv2d(x_h, x_l, weight, bias, geometry, add_, conv)
 
 
 def four_paths_gradients(
@@ -113,34 +132,29 @@ def four_paths_gradients(
     """Of `four_paths`; the pooled maps are made again."""
     out_high = 0 if g_h is None else g_h.shape[1]
     cut = 0 if x_h is None else x_h.shape[1] // geometry.groups
-    w_h, w_l = weight[:out_high], weight[out_high:]
     g_w = torch.empty_like(weight) if wants_w else None
     strided = geometry.stride == 2
 
-    def path(g: Tensor, x: Tensor, w: Tensor, rows: slice, columns: slice, wants_x: bool) -> Any:
-        """The gradient of one path's input; that of its kernel goes into its place in `g_w`."""
-        g_x, g_path = _conv_backward(g, x, w[:, columns], geometry, wants_x, wants_w)
-        if g_w is not None and g_path is not None:
-            g_w[rows, columns] = g_path
-        return g_x
+    def path(g: Tensor, x: Tensor, part: Part, wants_x: bool) -> Any:
+        return _conv_backward(g, x, weight, part, geometry, wants_x, g_w)
 
     high, low = slice(None, out_high), slice(out_high, None)
     from_h, from_l = slice(None, cut), slice(cut, None)
     g_xh = g_xl = None
     if x_h is not None:
         x = pool(x_h) if strided else x_h
-        g_xh = None if g_h is None else path(g_h, x, w_h, high, from_h, wants_h)
+        g_xh = None if g_h is None else path(g_h, x, (high, from_h), wants_h)
         if g_l is not None:
-            g_xh = _unpool(path(g_l, pool(x), w_l, low, from_h, wants_h), g_xh)
+            g_xh = _unpool(path(g_l, pool(x), (low, from_h), wants_h), g_xh)
         g_xh = _unpool(g_xh, None) if strided else g_xh
     if x_l is not None:
         if g_l is not None:
             x = pool(x_l) if strided else x_l
-            g_xl = path(g_l, x, w_l, low, from_l, wants_l)
+            g_xl = path(g_l, x, (low, from_l), wants_l)
             g_xl = _unpool(g_xl, None) if strided else g_xl
         if g_h is not None:
             g = g_h if strided else F.avg_pool2d(g_h, 2, divisor_override=1)  # the gradient of upsampling
-            g_cross = path(g, x_l, w_h, high, from_l, wants_l)
+            g_cross = path(g, x_l, (high, from_l), wants_l)
             g_xl = g_cross if g_xl is None else g_xl.add_(g_cross)
     return g_xh, g_xl, g_w
 
@@ -152,7 +166,7 @@ def narrow_out(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry
     Y_H = G_H + upsample(L_H), Y_L = pool(G_L) + L_L.
     """
     cut, out_high = x_h.shape[1], weight.shape[0] - geometry.low_channels
-    g, low = geometry.conv(x_h, weight[:, :cut], bias), geometry.conv(x_l, weight[:, cut:])
+    g, low = conv(geometry, x_h, weight[:, :cut], bias), conv(geometry, x_l, weight[:, cut:])
     return plain.add(g[:, :out_high], low[:, :out_high]), low[:, out_high:] + pool(g[:, out_high:])
 
 
@@ -171,9 +185,10 @@ def narrow_out_gradients(
     cut = x_h.shape[1]
     full = torch.cat([g_h, plain.upsample(g_l / 4)], 1)
     half = torch.cat([F.avg_pool2d(g_h, 2, divisor_override=1), g_l], 1)
-    g_xh, g_from_h = _conv_backward(full, x_h, weight[:, :cut], geometry, wants_h, wants_w)
-    g_xl, g_from_l = _conv_backward(half, x_l, weight[:, cut:], geometry, wants_l, wants_w)
-    return g_xh, g_xl, _joined(g_from_h, g_from_l, 1)
+    g_w = torch.empty_like(weight) if wants_w else None
+    g_xh = _conv_backward(full, x_h, weight, (ALL, slice(None, cut)), geometry, wants_h, g_w)
+    g_xl = _conv_backward(half, x_l, weight, (ALL, slice(cut, None)), geometry, wants_l, g_w)
+    return g_xh, g_xl, g_w
 
 
 def narrow_in(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry) -> Maps:
@@ -184,7 +199,7 @@ def narrow_in(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry)
     out_high = weight.shape[0] - geometry.low_channels
     b_h, b_l = (None, None) if bias is None else (bias[:out_high], bias[out_high:])
     full, half = _whole(x_h, x_l)
-    return geometry.conv(full, weight[:out_high], b_h), geometry.conv(half, weight[out_high:], b_l)
+    return conv(geometry, full, weight[:out_high], b_h), conv(geometry, half, weight[out_high:], b_l)
 
 
 def narrow_in_gradients(
@@ -201,13 +216,14 @@ def narrow_in_gradients(
     """Of `narrow_in`; what its inputs were joined to is made again."""
     wants_x, cut, out_high = wants_h or wants_l, x_h.shape[1], g_h.shape[1]
     full, half = _whole(x_h, x_l)
-    g_full, g_high = _conv_backward(g_h, full, weight[:out_high], geometry, wants_x, wants_w)
-    g_half, g_low = _conv_backward(g_l, half, weight[out_high:], geometry, wants_x, wants_w)
+    g_w = torch.empty_like(weight) if wants_w else None
+    g_full = _conv_backward(g_h, full, weight, (slice(None, out_high), ALL), geometry, wants_x, g_w)
+    g_half = _conv_backward(g_l, half, weight, (slice(out_high, None), ALL), geometry, wants_x, g_w)
     g_xh = g_xl = None
     if g_full is not None and g_half is not None:
         g_xh = plain.add(g_full[:, :cut], g_half[:, :cut] / 4)
         g_xl = g_half[:, cut:] + F.avg_pool2d(g_full[:, cut:], 2, divisor_override=1)
-    return g_xh, g_xl, _joined(g_high, g_low, 0)
+    return g_xh, g_xl, g_w
 
 
 WAYS: dict[str | None, tuple[Callable[..., Maps], Callable[..., Gradients]]] = {
@@ -222,21 +238,24 @@ def _whole(x_h: Tensor, x_l: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([x_h, plain.upsample(x_l)], 1), torch.cat([pool(x_h), x_l], 1)
 
 
-def _joined(first: Tensor | None, second: Tensor | None, dim: int) -> Tensor | None:
-    """Two parts of the kernel's gradient as one."""
-    return None if first is None or second is None else torch.cat([first, second], dim)
-
-
 def _conv_backward(
-    g: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wants_x: bool, wants_w: bool
-) -> Sequence[Tensor | None]:
-    """The gradients of a stride 1 convolution's input and kernel."""
+    g: Tensor, x: Tensor, weight: Tensor, part: Part, geometry: Geometry, wants_x: bool, g_w: Tensor | None
+) -> Tensor | None:
+    """The gradient of the input of a path, whose kernel is `weight[part]`; the gradient of that is written into `g_w[part]`."""
+    weight, g_w = weight[part], None if g_w is None else g_w[part]
+    if _is_product(x, weight, geometry) and g.is_contiguous(memory_format=torch.channels_last):
+        rows = g.permute(0, 2, 3, 1)  # (B, H, W, C')
+        if g_w is not None:
+            g_w[:, :, 0, 0].addmm_(rows.flatten(0, 2).t(), x.permute(0, 2, 3, 1).flatten(0, 2), beta=0)
+        return torch.matmul(rows, weight.flatten(1)).permute(0, 3, 1, 2) if wants_x else None
     ones, padding, dilation = [1, 1], list(geometry.padding), list(geometry.dilation)
-    mask = [wants_x, wants_w, False]
+    mask = [wants_x, g_w is not None, False]
     grads: Sequence[Tensor | None] = torch.ops.aten.convolution_backward(
         g, x, weight, None, ones, padding, dilation, False, [0, 0], geometry.groups, mask
     )
-    return grads[:2]
+    if g_w is not None and grads[1] is not None:
+        g_w.copy_(grads[1])
+    return grads[0]
 
 
 def _unpool(g: Tensor | None, into: Tensor | None) -> Tensor | None:

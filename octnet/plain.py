@@ -9,6 +9,7 @@ them: every path has stride 1, and a stride of 2 average-pools its input first, 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -46,9 +47,10 @@ def octconv2d(
     bias: Tensor | None,
     geometry: Geometry,
     add: Callable[[Tensor, Tensor], Tensor] = add,
+    conv: Callable[..., Tensor] = Geometry.conv,
 ) -> Maps:
     """Equation (1): Y_H and Y_L of the kernel (C', C/groups, k, k), cut at row C' - low_channels and where the input is."""
-    f = geometry.conv
+    f = partial(conv, geometry)
     out_low = geometry.low_channels
     out_high = weight.shape[0] - out_low
     cut = 0 if x_h is None else x_h.shape[1] // geometry.groups

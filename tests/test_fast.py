@@ -18,13 +18,21 @@ def geometry(kernel: int, stride: int, groups: int, low_channels: int) -> Geomet
     return Geometry(stride, (kernel // 2, kernel // 2), (1, 1), groups, low_channels)
 
 
-def inputs(in_low: int, kernel: int, groups: int = 1, out: int = 6, dtype: torch.dtype = torch.float64) -> list[Any]:
+def inputs(
+    in_low: int,
+    kernel: int,
+    groups: int = 1,
+    out: int = 6,
+    dtype: torch.dtype = torch.float64,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> list[Any]:
     """X_H, X_L of 6 channels together, weight and bias, that require gradients."""
     torch.manual_seed(0)
     x_h = torch.randn(2, 6 - in_low, 8, 8, dtype=dtype) if in_low < 6 else None
     x_l = torch.randn(2, in_low, 4, 4, dtype=dtype) if in_low > 0 else None
     weight = torch.randn(out, 6 // groups, kernel, kernel, dtype=dtype)
-    return [None if x is None else x.requires_grad_() for x in (x_h, x_l, weight, torch.randn(out, dtype=dtype))]
+    maps = [None if x is None else x.contiguous(memory_format=memory_format) for x in (x_h, x_l, weight)]
+    return [None if x is None else x.requires_grad_() for x in (*maps, torch.randn(out, dtype=dtype))]
 
 
 OPERATORS: tuple[Any, ...] = (plain.octconv2d, fast.octconv2d)
@@ -54,6 +62,19 @@ def assert_the_plain_operators(given: list[Any], shape: Geometry) -> None:
 @pytest.mark.parametrize(("kernel", "stride", "groups"), [(1, 1, 1), (3, 1, 1), (3, 2, 1), (1, 2, 1), (3, 1, 2)])
 def test_four_paths(in_low: int, out_low: int, kernel: int, stride: int, groups: int) -> None:
     assert_the_plain_operators(inputs(in_low, kernel, groups), geometry(kernel, stride, groups, out_low))
+
+
+@pytest.mark.parametrize(("in_low", "out_low"), SPLITS)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_1x1_with_channels_last_is_a_matrix_product(in_low: int, out_low: int, stride: int) -> None:
+    """Forward and backward, without one convolution."""
+    given, shape = inputs(in_low, 1, memory_format=torch.channels_last), geometry(1, stride, 1, out_low)
+    assert_the_plain_operators(given, shape)
+    with torch.profiler.profile() as profile:
+        sum((y.square().sum() for y in there(OPERATORS[1](*given, shape))), torch.zeros(())).backward()
+    called = {event.name for event in profile.events() or []}
+    assert "aten::addmm" in called
+    assert not any("convolution" in name for name in called)
 
 
 @pytest.mark.parametrize(("out", "side"), [(3, "out"), (12, "in")])
@@ -93,10 +114,16 @@ def test_a_whole_network_on_the_narrow_side() -> None:
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_gradients_are_those_of_finite_differences(stride: int) -> None:
-    shape = geometry(3, stride, 1, 2)
-    given: Any = [x[:, :, :4, :4].detach().requires_grad_() for x in inputs(2, 3, 1)[:3] if x is not None]
-    given[1] = given[1].detach()[:, :, :2, :2].requires_grad_()
+@pytest.mark.parametrize(("kernel", "memory_format"), [(3, torch.contiguous_format), (1, torch.channels_last)])
+def test_gradients_are_those_of_finite_differences(
+    kernel: int, memory_format: torch.memory_format, stride: int
+) -> None:
+    shape = geometry(kernel, stride, 1, 2)
+    x_h, x_l, weight, _ = inputs(2, kernel)
+    given = tuple(
+        x.detach().contiguous(memory_format=memory_format).requires_grad_()
+        for x in (x_h[:, :, :4, :4], x_l[:, :, :2, :2], weight)
+    )
 
     def operator(x_h: Tensor, x_l: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
         return tuple(there(fast.octconv2d(x_h, x_l, weight, None, shape)))
