@@ -19,7 +19,7 @@ from octnet import plain
 from octnet.octave import pool
 from octnet.plain import Geometry, Maps
 
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # of X_H, X_L and the kernel
+Wants = tuple[bool, bool]  # whether the gradients of X_H and of X_L are wanted
 Part = tuple[slice, slice]  # of the kernel: rows and columns
 ALL = slice(None)
 
@@ -104,13 +104,15 @@ class _OctConv2d(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         x_h, x_l, weight = ctx.saved_tensors
         g_h, g_l = _split(grads, ctx.geometry, weight)
-        wants = ctx.needs_input_grad
-        g_inputs = WAYS[ctx.way][1](g_h, g_l, x_h, x_l, weight, ctx.geometry, *wants[:3])
-        g_b = torch.cat([g.sum((0, 2, 3)) for g in (g_h, g_l) if g is not None]) if wants[3] else None
-        return *g_inputs, g_b, None, None
+        wants_h, wants_l, wants_w, wants_b = ctx.needs_input_grad[:4]
+        g_w = torch.empty_like(weight) if wants_w else None
+        g_inputs = WAYS[ctx.way][1](g_h, g_l, x_h, x_l, weight, ctx.geometry, (wants_h, wants_l), g_w)
+        g_b = torch.cat([g.sum((0, 2, 3)) for g in (g_h, g_l) if g is not None]) if wants_b else None
+        return *g_inputs, g_w, g_b, None, None
 
 
-# Ways to compute it: each a function of the maps, and one of their gradients that gives those of X_H, X_L and the kernel.
+# Ways to compute it: each a function of the maps, and one of their gradients that gives those of X_H and X_L and writes the
+# kernel's into `g_w`, where there is one.
 
 
 def four_paths(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry) -> Maps:
@@ -119,20 +121,11 @@ def four_paths(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry
 
 
 def four_paths_gradients(
-    g_h: Any,
-    g_l: Any,
-    x_h: Any,
-    x_l: Any,
-    weight: Tensor,
-    geometry: Geometry,
-    wants_h: bool,
-    wants_l: bool,
-    wants_w: bool,
-) -> Gradients:
+    g_h: Any, g_l: Any, x_h: Any, x_l: Any, weight: Tensor, geometry: Geometry, wants: Wants, g_w: Tensor | None
+) -> Maps:
     """Of `four_paths`; the pooled maps are made again."""
     out_high = 0 if g_h is None else g_h.shape[1]
     cut = 0 if x_h is None else x_h.shape[1] // geometry.groups
-    g_w = torch.empty_like(weight) if wants_w else None
     strided = geometry.stride == 2
 
     def path(g: Tensor, x: Tensor, part: Part, wants_x: bool) -> Any:
@@ -143,20 +136,20 @@ def four_paths_gradients(
     g_xh = g_xl = None
     if x_h is not None:
         x = pool(x_h) if strided else x_h
-        g_xh = None if g_h is None else path(g_h, x, (high, from_h), wants_h)
+        g_xh = None if g_h is None else path(g_h, x, (high, from_h), wants[0])
         if g_l is not None:
-            g_xh = _unpool(path(g_l, pool(x), (low, from_h), wants_h), g_xh)
+            g_xh = _unpool(path(g_l, pool(x), (low, from_h), wants[0]), g_xh)
         g_xh = _unpool(g_xh, None) if strided else g_xh
     if x_l is not None:
         if g_l is not None:
             x = pool(x_l) if strided else x_l
-            g_xl = path(g_l, x, (low, from_l), wants_l)
+            g_xl = path(g_l, x, (low, from_l), wants[1])
             g_xl = _unpool(g_xl, None) if strided else g_xl
         if g_h is not None:
             g = g_h if strided else F.avg_pool2d(g_h, 2, divisor_override=1)  # the gradient of upsampling
-            g_cross = path(g, x_l, (high, from_l), wants_l)
+            g_cross = path(g, x_l, (high, from_l), wants[1])
             g_xl = g_cross if g_xl is None else g_xl.add_(g_cross)
-    return g_xh, g_xl, g_w
+    return g_xh, g_xl
 
 
 def narrow_out(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry) -> Maps:
@@ -171,24 +164,15 @@ def narrow_out(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry
 
 
 def narrow_out_gradients(
-    g_h: Any,
-    g_l: Any,
-    x_h: Any,
-    x_l: Any,
-    weight: Tensor,
-    geometry: Geometry,
-    wants_h: bool,
-    wants_l: bool,
-    wants_w: bool,
-) -> Gradients:
+    g_h: Any, g_l: Any, x_h: Any, x_l: Any, weight: Tensor, geometry: Geometry, wants: Wants, g_w: Tensor | None
+) -> Maps:
     """Of `narrow_out`: all outputs' gradients at full and at half resolution, then a convolution each."""
     cut = x_h.shape[1]
     full = torch.cat([g_h, plain.upsample(g_l / 4)], 1)
     half = torch.cat([F.avg_pool2d(g_h, 2, divisor_override=1), g_l], 1)
-    g_w = torch.empty_like(weight) if wants_w else None
-    g_xh = _conv_backward(full, x_h, weight, (ALL, slice(None, cut)), geometry, wants_h, g_w)
-    g_xl = _conv_backward(half, x_l, weight, (ALL, slice(cut, None)), geometry, wants_l, g_w)
-    return g_xh, g_xl, g_w
+    g_xh = _conv_backward(full, x_h, weight, (ALL, slice(None, cut)), geometry, wants[0], g_w)
+    g_xl = _conv_backward(half, x_l, weight, (ALL, slice(cut, None)), geometry, wants[1], g_w)
+    return g_xh, g_xl
 
 
 def narrow_in(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry) -> Maps:
@@ -203,30 +187,21 @@ def narrow_in(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry)
 
 
 def narrow_in_gradients(
-    g_h: Any,
-    g_l: Any,
-    x_h: Any,
-    x_l: Any,
-    weight: Tensor,
-    geometry: Geometry,
-    wants_h: bool,
-    wants_l: bool,
-    wants_w: bool,
-) -> Gradients:
+    g_h: Any, g_l: Any, x_h: Any, x_l: Any, weight: Tensor, geometry: Geometry, wants: Wants, g_w: Tensor | None
+) -> Maps:
     """Of `narrow_in`; what its inputs were joined to is made again."""
-    wants_x, cut, out_high = wants_h or wants_l, x_h.shape[1], g_h.shape[1]
+    wants_x, cut, out_high = any(wants), x_h.shape[1], g_h.shape[1]
     full, half = _whole(x_h, x_l)
-    g_w = torch.empty_like(weight) if wants_w else None
     g_full = _conv_backward(g_h, full, weight, (slice(None, out_high), ALL), geometry, wants_x, g_w)
     g_half = _conv_backward(g_l, half, weight, (slice(out_high, None), ALL), geometry, wants_x, g_w)
     g_xh = g_xl = None
     if g_full is not None and g_half is not None:
         g_xh = plain.add(g_full[:, :cut], g_half[:, :cut] / 4)
         g_xl = g_half[:, cut:] + F.avg_pool2d(g_full[:, cut:], 2, divisor_override=1)
-    return g_xh, g_xl, g_w
+    return g_xh, g_xl
 
 
-WAYS: dict[str | None, tuple[Callable[..., Maps], Callable[..., Gradients]]] = {
+WAYS: dict[str | None, tuple[Callable[..., Maps], Callable[..., Maps]]] = {
     None: (four_paths, four_paths_gradients),
     "out": (narrow_out, narrow_out_gradients),
     "in": (narrow_in, narrow_in_gradients),
