@@ -69,8 +69,8 @@ def add_(y: Tensor, x: Tensor, factor: float = 1) -> Tensor:
     """y += factor · x in place, x (B, C, H, W) or, upsampled by 2 in the same pass, (B, C, H/2, W/2)."""
     if x.shape == y.shape:
         return y.add_(x, alpha=factor)
-    if torch.compiler.is_compiling():
-        return torch.add(y, plain.upsample(x), alpha=factor)
+    if torch.compiler.is_compiling():  # as a difference, which Inductor leaves to the pass that comes next
+        return torch.sub(y, plain.upsample(x), alpha=-factor)
     y.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).add_(x[:, :, :, None, :, None], alpha=factor)
     return y
 
@@ -117,7 +117,10 @@ class _OctConv2d(torch.autograd.Function):
 
 def four_paths(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry) -> Maps:
     """Each path a convolution: the fewest multiply-adds."""
-    return plain.octconv2d(x_h, x_l, weight, bias, geometry, add_, conv)
+    # Inductor gives `plain.add` to the convolution: after a bottleneck's k×k one the narrow side would make another sum twice
+    narrow = weight.shape[2:] != (1, 1) and geometry.low_channels <= NARROW_SHARE * weight.shape[0]
+    add = plain.add if narrow and torch.compiler.is_compiling() else add_
+    return plain.octconv2d(x_h, x_l, weight, bias, geometry, add, conv)
 
 
 def four_paths_gradients(
@@ -237,4 +240,9 @@ def _unpool(g: Tensor | None, into: Tensor | None) -> Tensor | None:
     """The gradient of `pool`'s input (B, C, H, W) from that of its output, added to `into` where there is one."""
     if g is None:
         return into
-    return plain.upsample(g).mul_(0.25) if into is None else add_(into, g, 0.25)
+    if not torch.compiler.is_compiling():
+        return plain.upsample(g).mul_(0.25) if into is None else add_(into, g, 0.25)
+    # as a view, of fewer operations than `upsample`: past Inductor's limit of them a GPU would write the sum in float32
+    cells = (g / 4)[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)
+    whole = cells.flatten(4, 5).flatten(2, 3)
+    return whole if into is None else into + whole

@@ -27,7 +27,7 @@ from octnet.network import build_network
 from octnet.octave import Octave
 from octnet.options import UserError
 from octnet.run import provenance
-from octnet.times import read_times
+from octnet.times import how_run, read_times
 
 CLASSES = 1000
 COMPILES = 128  # networks and modes of one process; PyTorch would run eager after 8, silently
@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, default=8, metavar="N", help="images (default: %(default)s)")
     add("--image-size-px", type=int, default=224, metavar="S", help="default: %(default)s")
     add("--eager", action="store_true", help="without torch.compile")
+    add("--cuda-graphs", action="store_true", help="compiled, and replayed as CUDA graphs: for small batches on a GPU")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     add("--rounds", type=int, default=9, metavar="N", help="each times every network once (default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="also write the records to FILE, added to those in it")
@@ -73,6 +74,8 @@ def run_model_benchmark(args: argparse.Namespace) -> None:
     devices = ("cpu", *(["cuda"] if torch.cuda.is_available() else []))
     if args.device.partition(":")[0] not in devices:
         raise UserError(f"--device {args.device}: there is {' and '.join(devices)}")
+    if args.cuda_graphs and (args.eager or not args.device.startswith("cuda")):
+        raise UserError("--cuda-graphs: of compiled networks on a GPU only: without --eager, with --device cuda")
     known = read_times(args.json) if args.json is not None and args.json.is_file() else []
     macs = {(name, a): _macs(name, a, args.image_size_px) for name in args.models for a in [0.0, *args.alphas]}
     torch._dynamo.config.recompile_limit = COMPILES
@@ -133,8 +136,10 @@ def open_case(name: str, alpha: float, mode: str, macs: int, x: Tensor, args: ar
     network.train(mode == "train")
     if mode == "inference":
         fold_batch_norms(network).to(memory_format=torch.channels_last)
+        if x.is_cuda:  # weights are cast once, not in every call; on a CPU freezing does that
+            network.to(DTYPES[args.dtype])
     if not args.eager:
-        network.compile()
+        network.compile(mode="reduce-overhead" if args.cuda_graphs else None)
     target = torch.zeros(args.batch, dtype=torch.int64, device=x.device)
 
     def infer() -> Tensor:
@@ -214,6 +219,7 @@ def _record(case: Case, vanilla: Case, mode: str, memory: dict[str, float], args
         "alpha": case.alpha,
         "mode": mode,
         "compiled": not args.eager,
+        "cuda_graphs": args.cuda_graphs,
         "dtype": args.dtype,
         "batch": args.batch,
         "image_size_px": args.image_size_px,
@@ -230,7 +236,7 @@ def _record(case: Case, vanilla: Case, mode: str, memory: dict[str, float], args
 def print_records(records: list[dict[str, Any]]) -> None:
     """Prints a table of one network in one mode."""
     vanilla = records[0]
-    how = "compiled" if vanilla["compiled"] else "eager"
+    how = how_run(vanilla)
     facts = (vanilla["mode"], how, vanilla["dtype"], f"batch {vanilla['batch']}", f"{vanilla['image_size_px']} px")
     memory = [key for key in ("saved_mb", "bound_mb", "peak_mb") if key in vanilla]
     shown_mb = [key for key in memory if key != "bound_mb"]

@@ -8,8 +8,8 @@ from typing import Any
 from octnet.options import UserError
 from octnet.table import Point
 
-KEYS = ("model", "alpha", "mode", "device", "dtype", "compiled", "batch", "image_size_px", "time_ms")
-SETTING = ("mode", "compiled", "dtype", "batch", "device")  # what all times of one figure have in common
+KEYS = ("model", "alpha", "mode", "device", "dtype", "compiled", "cuda_graphs", "batch", "image_size_px", "time_ms")
+SETTING = ("mode", "compiled", "cuda_graphs", "dtype", "batch", "device")  # what all times of one figure have in common
 
 
 def add_times(points: list[Point], path: Path, chosen: list[str]) -> tuple[list[Point], str]:
@@ -62,6 +62,10 @@ def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def how_run(record: dict[str, Any]) -> str:
+    """How a record's network ran, in words."""
+    return "CUDA graphs" if record["cuda_graphs"] else "compiled" if record["compiled"] else "eager"
+
+
 def _describe(record: dict[str, Any]) -> str:
-    how = "compiled" if record["compiled"] else "eager"
-    return f"{record['mode']}, {how}, {record['dtype']}, batch {record['batch']}, {record['device']}"
+    return f"{record['mode']}, {how_run(record)}, {record['dtype']}, batch {record['batch']}, {record['device']}"

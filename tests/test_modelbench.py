@@ -69,6 +69,7 @@ def test_what_is_kept_is_what_autograd_keeps(tmp_path: Path) -> None:
         (["--json", "nowhere/file.json"], "there is no folder nowhere"),
         (["--image-size-px", "40"], "the nearest sizes that fit are"),
         (["--device", "gpu"], "--device gpu: there is cpu"),
+        (["--cuda-graphs"], "--cuda-graphs: of compiled networks on a GPU only"),
         (["--json", __file__], "cannot be read as benchmark records"),
         (["--alphas", "1.5"], "alpha=1.5 is not between 0 and 1"),
     ],

@@ -22,6 +22,7 @@ def records(**values: Any) -> list[dict[str, Any]]:
         "device": "a GPU",
         "dtype": "float32",
         "compiled": True,
+        "cuda_graphs": False,
         "batch": 8,
         "image_size_px": 32,
     }
