@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octnet import plain
-from octnet.octave import pool
+from octnet.octave import pool, spread
 from octnet.plain import Geometry, Maps
 
 Wants = tuple[bool, bool]  # whether the gradients of X_H and of X_L are wanted
@@ -242,7 +242,5 @@ def _unpool(g: Tensor | None, into: Tensor | None) -> Tensor | None:
         return into
     if not torch.compiler.is_compiling():
         return plain.upsample(g).mul_(0.25) if into is None else add_(into, g, 0.25)
-    # as a view, of fewer operations than `upsample`: past Inductor's limit of them a GPU would write the sum in float32
-    cells = (g / 4)[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)
-    whole = cells.flatten(4, 5).flatten(2, 3)
-    return whole if into is None else into + whole
+    # past Inductor's limit of operations, which `upsample` reaches, a GPU would write the sum in float32
+    return spread(g / 4) if into is None else into + spread(g / 4)

@@ -131,11 +131,19 @@ class Octave:
 
 def upsample(x: Tensor) -> Tensor:
     """Nearest-neighbour upsampling by 2, (B, C, H, W) to (B, C, 2H, 2W): `upsample` of equation (1)."""
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-        # as integer indices, which Inductor folds into the load of what comes next; of interpolate it makes a gather
-        rows, columns = (torch.arange(2 * n, device=x.device) // 2 for n in x.shape[-2:])
-        return torch.ops.aten._unsafe_index(x, [None, None, rows[:, None], columns])
-    return F.interpolate(x, scale_factor=2, mode="nearest")
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return F.interpolate(x, scale_factor=2, mode="nearest")
+    if torch.is_grad_enabled():
+        return spread(x)
+    # as integer indices, which Inductor folds into the load of what comes next; of interpolate it makes a gather
+    rows, columns = (torch.arange(2 * n, device=x.device) // 2 for n in x.shape[-2:])
+    return torch.ops.aten._unsafe_index(x, [None, None, rows[:, None], columns])
+
+
+def spread(x: Tensor) -> Tensor:
+    """`upsample` as a view of x: its gradient is a sum, of indices it would be a scatter; Inductor counts fewer operations."""
+    cells = x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)
+    return cells.flatten(4, 5).flatten(2, 3)
 
 
 def pool(x: Tensor) -> Tensor:

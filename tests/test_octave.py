@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import FrozenBatchNorm2d
@@ -26,6 +28,26 @@ def test_stands_for_one_feature_map() -> None:
     merged = x.to_tensor()
     assert torch.equal(merged[:, :6], x.high)  # type: ignore[arg-type]
     assert torch.equal(merged[:, 6:, ::2, 1::2], x.low)  # type: ignore[arg-type]
+
+
+def test_gradient_of_a_compiled_merge_is_no_scatter() -> None:
+    """A scatter is slow, and on a GPU not deterministic."""
+    operations: list[str] = []
+
+    def note(graph: torch.fx.GraphModule, _: Any) -> Any:
+        operations.extend(str(node.target) for node in graph.graph.nodes)
+        return make_boxed_func(graph.forward)
+
+    def merge(high: Tensor, low: Tensor) -> Tensor:
+        return Octave(high, low).to_tensor().square().sum()
+
+    parts = [part.requires_grad_() for part in pair().parts]
+    compiled = torch.compile(merge, backend=aot_autograd(fw_compiler=note, bw_compiler=note), fullgraph=True)
+    grads = torch.autograd.grad(compiled(*parts), parts)
+    for grad, part, copies in zip(grads, parts, (1, 4), strict=True):
+        torch.testing.assert_close(grad, 2 * copies * part)
+    assert "aten.cat.default" in operations
+    assert not any("index" in name or "scatter" in name for name in operations)
 
 
 @pytest.mark.parametrize("module", [nn.ReLU(), nn.ReLU6(True), nn.SiLU(), nn.Hardswish(), nn.GELU(), nn.Dropout(0.0)])
