@@ -66,7 +66,7 @@ def _split(outputs: Any, geometry: Geometry, weight: Tensor) -> Maps:
 
 
 def add_(y: Tensor, x: Tensor, factor: float = 1) -> Tensor:
-    """y += factor · x in place, x (B, C, H, W) or, upsampled by 2 in the same pass, (B, C, H/2, W/2)."""
+    """y += factor · x, eager in place, x (B, C, H, W) or, upsampled by 2 in the same pass, (B, C, H/2, W/2)."""
     if x.shape == y.shape:
         return y.add_(x, alpha=factor)
     if torch.compiler.is_compiling():  # as a difference, which Inductor leaves to the pass that comes next

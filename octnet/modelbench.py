@@ -236,8 +236,13 @@ def _record(case: Case, vanilla: Case, mode: str, memory: dict[str, float], args
 def print_records(records: list[dict[str, Any]]) -> None:
     """Prints a table of one network in one mode."""
     vanilla = records[0]
-    how = how_run(vanilla)
-    facts = (vanilla["mode"], how, vanilla["dtype"], f"batch {vanilla['batch']}", f"{vanilla['image_size_px']} px")
+    facts = (
+        vanilla["mode"],
+        how_run(vanilla),
+        vanilla["dtype"],
+        f"batch {vanilla['batch']}",
+        f"{vanilla['image_size_px']} px",
+    )
     memory = [key for key in ("saved_mb", "bound_mb", "peak_mb") if key in vanilla]
     shown_mb = [key for key in memory if key != "bound_mb"]
     table = Table(box=None, pad_edge=False)

@@ -8,8 +8,10 @@ from typing import Any
 from octnet.options import UserError
 from octnet.table import Point
 
-KEYS = ("model", "alpha", "mode", "device", "dtype", "compiled", "cuda_graphs", "batch", "image_size_px", "time_ms")
+KEYS = {"model", "alpha", "mode", "device", "dtype", "compiled", "cuda_graphs", "batch", "image_size_px", "time_ms"}
 SETTING = ("mode", "compiled", "cuda_graphs", "dtype", "batch", "device")  # what all times of one figure have in common
+
+LATER = {"cuda_graphs": False}  # keys that older records lack, as they were measured
 
 
 def add_times(points: list[Point], path: Path, chosen: list[str]) -> tuple[list[Point], str]:
@@ -46,9 +48,10 @@ def read_times(path: Path) -> list[dict[str, Any]]:
         records = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as benchmark records ({error})") from None
-    if not isinstance(records, list) or not all(isinstance(r, dict) and r.keys() >= set(KEYS) for r in records):
+    needed = KEYS - LATER.keys()
+    if not isinstance(records, list) or not all(isinstance(r, dict) and r.keys() >= needed for r in records):
         raise UserError(f"{path}: not the records of benchmark.py model --json")
-    return records
+    return [LATER | r for r in records]
 
 
 def _agrees(record: dict[str, Any], text: str, path: Path) -> bool:

@@ -50,6 +50,17 @@ def test_points_stand_at_their_times(tmp_path: Path) -> None:
     assert ax.get_xlabel() == f"{label} (log scale)"
 
 
+def test_older_records_ran_without_cuda_graphs(tmp_path: Path) -> None:
+    points = group_runs(read_summaries([add_sweep(tmp_path / "runs")]))
+    older = [{k: v for k, v in r.items() if k != "cuda_graphs"} for r in records()]
+    timed, label = add_times(points, write(tmp_path, older, records(cuda_graphs=True)), ["cuda_graphs=false"])
+    assert [point.time_ms for point in timed] == [10, 8.75, 7.5, 6.25, 5]
+    assert "compiled" in label
+    assert (
+        "CUDA graphs" in add_times(points, write(tmp_path, older, records(cuda_graphs=True)), ["cuda_graphs=true"])[1]
+    )
+
+
 def test_report_has_both_figures(tmp_path: Path) -> None:
     sweep = add_sweep(tmp_path / "runs")
     paths = write_report([sweep], tmp_path / "out", times=(write(tmp_path, records(compiled=False)), []))
