@@ -10,8 +10,9 @@ from octnet import resnet as resnet
 from octnet import resnet152 as resnet152
 from octnet.conv import OctConv2d
 from octnet.convert import octavize
+from octnet.errors import OctaveError
 from octnet.fold import fold_batch_norms
-from octnet.octave import Octave, OctaveError
+from octnet.octave import Octave
 from octnet.published import load_published_weights
 
 __all__ = ["OctConv2d", "Octave", "OctaveError", "fold_batch_norms", "load_published_weights", "octavize"]

@@ -15,8 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from octnet.conv import OctConv2d
 from octnet.convert import run_on_meta
+from octnet.errors import OctaveError, OddSizeError
 from octnet.network import build_on_meta
-from octnet.octave import Octave, OctaveError, OddSizeError
+from octnet.octave import Octave
 from octnet.options import UserError
 
 _BATCH = 2  # of run_on_meta

@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from octnet.errors import OctaveError
 from octnet.fast import octconv2d
-from octnet.octave import Octave, OctaveError, pool
+from octnet.octave import Octave
 from octnet.plain import Geometry
+from octnet.resampling import pool
 
 
 class OctConv2d(nn.Conv2d):

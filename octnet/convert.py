@@ -13,7 +13,8 @@ from timm.models import generate_default_cfgs, register_model, register_notrace_
 from torch import nn
 
 from octnet.conv import OctConv2d
-from octnet.octave import Octave, OctaveError, OddSizeError
+from octnet.errors import OctaveError, OddSizeError
+from octnet.octave import Octave
 
 Plan = Mapping[str, float]
 """Convolutions, by module name or pattern (`layer1.*.conv?`), and their low ratio as a share of α: 1 is α, 0 ends the octave.

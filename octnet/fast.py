@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octnet import plain
-from octnet.octave import pool, spread
 from octnet.plain import Geometry, Maps
+from octnet.resampling import pool, spread
 
 Wants = tuple[bool, bool]  # whether the gradients of X_H and of X_L are wanted
 Part = tuple[slice, slice]  # of the kernel: rows and columns

@@ -13,13 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-
-class OctaveError(ValueError):
-    """What octave convolution can't mean, with the reason."""
-
-
-class OddSizeError(OctaveError):
-    """A map of odd size that would have to be halved."""
+from octnet.errors import OctaveError, OddSizeError
+from octnet.resampling import upsample
 
 
 class Octave:
@@ -127,34 +122,6 @@ class Octave:
                 f"{getattr(func, '__name__', func)} has no meaning on a pair of high and low frequency maps"
             )
         return handler(func, *args, **(kwargs or {}))
-
-
-def upsample(x: Tensor) -> Tensor:
-    """Nearest-neighbour upsampling by 2, (B, C, H, W) to (B, C, 2H, 2W): `upsample` of equation (1)."""
-    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
-        return F.interpolate(x, scale_factor=2, mode="nearest")
-    if torch.is_grad_enabled():
-        return spread(x)
-    # as integer indices, which Inductor folds into the load of what comes next; of interpolate it makes a gather
-    rows, columns = (torch.arange(2 * n, device=x.device) // 2 for n in x.shape[-2:])
-    return torch.ops.aten._unsafe_index(x, [None, None, rows[:, None], columns])
-
-
-def spread(x: Tensor) -> Tensor:
-    """`upsample` as a view of x: its gradient is a sum, of indices it would be a scatter; Inductor counts fewer operations."""
-    cells = x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)
-    return cells.flatten(4, 5).flatten(2, 3)
-
-
-def pool(x: Tensor) -> Tensor:
-    """2×2 average pooling, (B, C, H, W) to (B, C, H/2, W/2): `pool` of equation (1).
-
-    Raises OddSizeError for an odd H or W.
-    """
-    height, width = x.shape[-2:]
-    if height % 2 or width % 2:
-        raise OddSizeError(f"a map of {height}×{width} px would have to be halved")
-    return F.avg_pool2d(x, 2)
 
 
 def _shape(part: Tensor | None) -> tuple[int, ...] | None:

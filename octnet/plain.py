@@ -14,7 +14,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor
 
-from octnet.octave import pool, upsample
+from octnet.resampling import pool, upsample
 
 Maps = tuple[Tensor | None, Tensor | None]
 """A high-frequency map (B, C_h, H, W) and a low-frequency one (B, C_l, H/2, W/2); either may be None, not both."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from octnet.conv import OctConv2d
-from octnet.octave import Octave, OctaveError, OddSizeError
+from octnet.errors import OctaveError, OddSizeError
+from octnet.octave import Octave
 
 
 def equation_2_and_3(

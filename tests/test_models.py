@@ -13,8 +13,8 @@ from torch import nn
 
 from octnet import OctConv2d
 from octnet.complexity import measure
+from octnet.errors import OctaveError
 from octnet.network import build_on_meta
-from octnet.octave import OctaveError
 
 NAMES = (
     *("resnet_tiny", "resnet26", "resnet50", "resnet101", "resnet152", "resnet200", "seresnet50"),

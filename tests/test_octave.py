@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import FrozenBatchNorm2d
 
 from octnet.conv import OctConv2d
-from octnet.octave import Octave, OctaveError
+from octnet.errors import OctaveError
+from octnet.octave import Octave
 
 
 def pair() -> Octave:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from octnet import Octave, OctConv2d
 from octnet.complexity import measure
 from octnet.convert import run_on_meta
+from octnet.errors import OctaveError
 from octnet.network import build_on_meta
-from octnet.octave import OctaveError
 
 SHALLOW: dict[str, Any] = {"layers": (2, 1, 1, 2)}
 SMALL: dict[str, dict[str, Any]] = {  # kwargs that make a family's member small
