@@ -62,7 +62,7 @@ class OctConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor | Octave) -> Tensor | Octave:  # type: ignore[override]  # wider than nn.Conv2d's Tensor
         """Equation (1)."""
-        x_h, x_l = (x.high, x.low) if isinstance(x, Octave) else (x, None)
+        x_h, x_l, pooled = (x.high, x.low, x.pooled) if isinstance(x, Octave) else (x, None, None)
         in_low = 0 if x_l is None else x_l.shape[1]
         in_high = 0 if x_h is None else x_h.shape[1]
         if in_high + in_low != self.in_channels:
@@ -73,17 +73,18 @@ class OctConv2d(nn.Conv2d):
 
         geometry = Geometry(self.stride[0], self._padding, self.dilation, self.groups, out_low)
         if not self.depthwise:
-            return _joined(*octconv2d(x_h, x_l, self.weight, self.bias, geometry))
-        parts = (slice(None, in_high), slice(in_high, None))
-        return _joined(*(self._depthwise(x, part, geometry) for x, part in zip((x_h, x_l), parts, strict=True)))
+            return _joined(*octconv2d(x_h, x_l, self.weight, self.bias, geometry, pooled))
+        y_h = self._depthwise(x_h, pooled, slice(None, in_high), geometry)
+        return _joined(y_h, self._depthwise(x_l, None, slice(in_high, None), geometry))
 
-    def _depthwise(self, x: Tensor | None, channels: slice, geometry: Geometry) -> Tensor | None:
+    def _depthwise(self, x: Tensor | None, pooled: Tensor | None, part: slice, geometry: Geometry) -> Tensor | None:
         """One frequency of a depthwise layer, convolved on its own."""
         if x is None:
             return None
-        x = pool(x) if geometry.stride == 2 else x
-        bias = None if self.bias is None else self.bias[channels]
-        return replace(geometry, groups=x.shape[1]).conv(x, self.weight[channels], bias)
+        if geometry.stride == 2:
+            x = pool(x) if pooled is None else pooled
+        bias = None if self.bias is None else self.bias[part]
+        return replace(geometry, groups=x.shape[1]).conv(x, self.weight[part], bias)
 
     @property
     def _padding(self) -> tuple[int, ...]:

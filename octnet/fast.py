@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octnet import plain
+from octnet.inductor import fuses, with_pool
 from octnet.plain import Geometry, Maps
 from octnet.resampling import pool, spread
 
@@ -27,23 +28,30 @@ ALL = slice(None)
 NARROW_SHARE = 0.2
 
 
-def octconv2d(x_h: Tensor | None, x_l: Tensor | None, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Maps:
-    """As `plain.octconv2d`, to rounding; differentiable twice."""
+def octconv2d(
+    x_h: Tensor | None,
+    x_l: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    pooled: Tensor | None = None,
+) -> Maps:
+    """As `plain.octconv2d`, to rounding; differentiable twice. `pooled` is pool(X_H), where that is there already."""
     given = [x for x in (x_h, x_l, weight, bias) if x is not None]
     transformed = torch._C._are_functorch_transforms_active()  # torch.func differentiates operators, not a Function
     if weight.is_meta or transformed or torch.jit.is_tracing() or torch.compiler.is_exporting():  # counted, or written
         return plain.octconv2d(x_h, x_l, weight, bias, geometry)
     way = narrow_side(x_h, x_l, weight, geometry)
     if not torch.is_grad_enabled() or not any(x.requires_grad for x in given):
-        return WAYS[way][0](x_h, x_l, weight, bias, geometry)
+        return WAYS[way][0](x_h, x_l, weight, bias, geometry, pooled)
     device = weight.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return _split(_OctConv2d.apply(x_h, x_l, weight, bias, geometry, way), geometry, weight)
+        return _split(_OctConv2d.apply(x_h, x_l, weight, bias, geometry, way, pooled), geometry, weight)
     # autocast's rule for convolutions, applied here: it isn't active in a backward pass
     dtype = torch.get_autocast_dtype(device)
-    cast = [None if x is None else x.to(dtype) for x in (x_h, x_l, weight, bias)]
+    cast = [None if x is None else x.to(dtype) for x in (x_h, x_l, weight, bias, pooled)]
     with torch.autocast(device, enabled=False):
-        return _split(_OctConv2d.apply(*cast, geometry, way), geometry, weight)
+        return _split(_OctConv2d.apply(*cast[:4], geometry, way, cast[4]), geometry, weight)
 
 
 def narrow_side(x_h: Tensor | None, x_l: Tensor | None, weight: Tensor, geometry: Geometry) -> str | None:
@@ -94,11 +102,11 @@ class _OctConv2d(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry, way: str | None
+        ctx: Any, x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry, way: str | None, pooled: Any
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x_h, x_l, weight)
         ctx.geometry, ctx.way = geometry, way
-        return tuple(y for y in WAYS[way][0](x_h, x_l, weight, bias, geometry) if y is not None)
+        return tuple(y for y in WAYS[way][0](x_h, x_l, weight, bias, geometry, pooled) if y is not None)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -108,19 +116,23 @@ class _OctConv2d(torch.autograd.Function):
         g_w = torch.empty_like(weight) if wants_w else None
         g_inputs = WAYS[ctx.way][1](g_h, g_l, x_h, x_l, weight, ctx.geometry, (wants_h, wants_l), g_w)
         g_b = torch.cat([g.sum((0, 2, 3)) for g in (g_h, g_l) if g is not None]) if wants_b else None
-        return *g_inputs, g_w, g_b, None, None
+        return *g_inputs, g_w, g_b, None, None, None  # what comes through `pooled` is in X_H's
 
 
 # Ways to compute it: each a function of the maps, and one of their gradients that gives those of X_H and X_L and writes the
 # kernel's into `g_w`, where there is one.
 
 
-def four_paths(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry) -> Maps:
+def four_paths(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry, pooled: Any = None) -> Maps:
     """Each path a convolution: the fewest multiply-adds."""
     # Inductor gives `plain.add` to the convolution: after a bottleneck's k×k one the narrow side would make another sum twice
     narrow = weight.shape[2:] != (1, 1) and geometry.low_channels <= NARROW_SHARE * weight.shape[0]
     add = plain.add if narrow and torch.compiler.is_compiling() else add_
-    return plain.octconv2d(x_h, x_l, weight, bias, geometry, add, conv)
+
+    def pool_of(x: Tensor) -> Tensor:
+        return pool(x) if pooled is None or x is not x_h else pooled
+
+    return plain.octconv2d(x_h, x_l, weight, bias, geometry, add, conv, pool_of)
 
 
 def four_paths_gradients(
@@ -130,6 +142,9 @@ def four_paths_gradients(
     out_high = 0 if g_h is None else g_h.shape[1]
     cut = 0 if x_h is None else x_h.shape[1] // geometry.groups
     strided = geometry.stride == 2
+    g_up = g_h  # the gradient of what upsampling gave, or would have
+    if g_h is not None and x_l is not None and not strided:
+        g_h, g_up = _with_sum(g_h)
 
     def path(g: Tensor, x: Tensor, part: Part, wants_x: bool) -> Any:
         return _conv_backward(g, x, weight, part, geometry, wants_x, g_w)
@@ -149,13 +164,12 @@ def four_paths_gradients(
             g_xl = path(g_l, x, (low, from_l), wants[1])
             g_xl = _unpool(g_xl, None) if strided else g_xl
         if g_h is not None:
-            g = g_h if strided else F.avg_pool2d(g_h, 2, divisor_override=1)  # the gradient of upsampling
-            g_cross = path(g, x_l, (high, from_l), wants[1])
+            g_cross = path(g_up, x_l, (high, from_l), wants[1])
             g_xl = g_cross if g_xl is None else g_xl.add_(g_cross)
     return g_xh, g_xl
 
 
-def narrow_out(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry) -> Maps:
+def narrow_out(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry, pooled: Any = None) -> Maps:
     """A 1×1 convolution to few channels: both inputs to all outputs, which then change frequency; W_HL on X_H, not pooled.
 
     (1) with pool(W X) = W pool(X):  G = f(X_H; [W_HH W_HL]), L = f(X_L; [W_LH W_LL]);
@@ -171,21 +185,22 @@ def narrow_out_gradients(
 ) -> Maps:
     """Of `narrow_out`: all outputs' gradients at full and at half resolution, then a convolution each."""
     cut = x_h.shape[1]
+    g_h, g_up = _with_sum(g_h)
     full = torch.cat([g_h, plain.upsample(g_l / 4)], 1)
-    half = torch.cat([F.avg_pool2d(g_h, 2, divisor_override=1), g_l], 1)
+    half = torch.cat([g_up, g_l], 1)
     g_xh = _conv_backward(full, x_h, weight, (ALL, slice(None, cut)), geometry, wants[0], g_w)
     g_xl = _conv_backward(half, x_l, weight, (ALL, slice(cut, None)), geometry, wants[1], g_w)
     return g_xh, g_xl
 
 
-def narrow_in(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry) -> Maps:
+def narrow_in(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry, pooled: Any = None) -> Maps:
     """A 1×1 convolution from few channels: they change frequency first; W_LH on the upsampled X_L.
 
     (1) with upsample(W X) = W upsample(X):  Y_H = f([X_H, upsample(X_L)]; [W_HH W_LH]), Y_L = f([pool(X_H), X_L]; [W_HL W_LL]).
     """
     out_high = weight.shape[0] - geometry.low_channels
     b_h, b_l = (None, None) if bias is None else (bias[:out_high], bias[out_high:])
-    full, half = _whole(x_h, x_l)
+    full, half = _whole(x_h, x_l, pooled)
     return conv(geometry, full, weight[:out_high], b_h), conv(geometry, half, weight[out_high:], b_l)
 
 
@@ -211,9 +226,9 @@ WAYS: dict[str | None, tuple[Callable[..., Maps], Callable[..., Maps]]] = {
 }
 
 
-def _whole(x_h: Tensor, x_l: Tensor) -> tuple[Tensor, Tensor]:
+def _whole(x_h: Tensor, x_l: Tensor, pooled: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """All channels at full and at half resolution: (B, C, H, W) and (B, C, H/2, W/2)."""
-    return torch.cat([x_h, plain.upsample(x_l)], 1), torch.cat([pool(x_h), x_l], 1)
+    return torch.cat([x_h, plain.upsample(x_l)], 1), torch.cat([pool(x_h) if pooled is None else pooled, x_l], 1)
 
 
 def _conv_backward(
@@ -234,6 +249,14 @@ def _conv_backward(
     if g_w is not None and grads[1] is not None:
         g_w.copy_(grads[1])
     return grads[0]
+
+
+def _with_sum(g: Tensor) -> tuple[Tensor, Tensor]:
+    """g (B, C, H, W) and its sums over cells of 2×2 (B, C, H/2, W/2): the gradient of `upsample`'s input."""
+    if not fuses(g):
+        return g, F.avg_pool2d(g, 2, divisor_override=1)
+    g, pooled = with_pool(g)
+    return g, pooled * 4
 
 
 def _unpool(g: Tensor | None, into: Tensor | None) -> Tensor | None:

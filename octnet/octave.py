@@ -14,15 +14,29 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from octnet.errors import OctaveError, OddSizeError
+from octnet.inductor import fuses, with_pool
+from octnet.norm import Batch, Bounds, clip, clip_with_pool
 from octnet.resampling import upsample
 
 
 class Octave:
-    """A feature map (B, C, H, W) as `high` (B, C_h, H, W) and `low` (B, C_l, H/2, W/2), C = C_h + C_l; either may be None."""
+    """A feature map (B, C, H, W) as `high` (B, C_h, H, W) and `low` (B, C_l, H/2, W/2), C = C_h + C_l; either may be None.
 
-    def __init__(self, high: Tensor | None, low: Tensor | None) -> None:
+    Compiled, a pair may know more about itself, for whoever comes next: the pool of `high` that was written with it, and what
+    its parts were before a batch norm.
+    """
+
+    def __init__(
+        self,
+        high: Tensor | None,
+        low: Tensor | None,
+        pooled: Tensor | None = None,
+        normalized: tuple[Batch, Batch] | None = None,
+    ) -> None:
         self.high = high
         self.low = low
+        self.pooled = pooled
+        self.normalized = normalized
 
     def map(self, f: Callable[[Tensor], Tensor]) -> "Octave":
         """f of each frequency that is there."""
@@ -172,6 +186,27 @@ def _pointwise(func: Callable[..., Tensor], x: Octave, *args: Any, **kwargs: Any
     return x.map(lambda part: func(part, *args, **kwargs))
 
 
+def _activation(func: Callable[..., Tensor], x: Octave, *args: Any, **kwargs: Any) -> Octave:
+    """Pointwise; compiled, together with the pool of the high map, and with the batch norm before it."""
+    if x.high is None or x.low is None or not fuses(x.high):
+        return _pointwise(func, x, *args, **kwargs)
+    bounds = Bounds.of(func, *args, **kwargs) if torch.is_grad_enabled() else None
+    if bounds is None:
+        y = _pointwise(func, x, *args, **kwargs)
+        assert y.high is not None
+        high, pooled = with_pool(y.high)
+        return Octave(high, y.low, pooled)
+    if x.normalized is None:
+        high, pooled = clip_with_pool(x.high, bounds)
+        low = clip(x.low, bounds)
+    else:
+        high, low = (batch.normalize(bounds) for batch in x.normalized)
+        high, pooled = with_pool(high)
+    if bounds.in_place:  # seen by whoever else holds the pair
+        x.high, x.low, x.pooled, x.normalized = high, low, pooled, None
+    return Octave(high, low, pooled)
+
+
 def _pool(func: Callable[..., Tensor], x: Octave, *args: Any, **kwargs: Any) -> Octave:
     """A pool of each frequency; the low map must stay half of the high one."""
     y = x.map(lambda part: func(part, *args, **kwargs))
@@ -194,8 +229,9 @@ def _batch_norm(
     running_var: Tensor | None,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
-    *args: Any,
-    **kwargs: Any,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
 ) -> Octave:
     """Batch norm of each frequency, its vectors over channels cut where the channels are."""
     vectors = (running_mean, running_var, weight, bias)
@@ -203,13 +239,18 @@ def _batch_norm(
     if channels != x.shape[1]:
         raise OctaveError(f"batch_norm of {channels} channels gets {x.shape[1]}")
 
-    def norm(part: Tensor | None, channels: slice) -> Tensor | None:
-        return (
-            None if part is None else func(part, *(v if v is None else v[channels] for v in vectors), *args, **kwargs)
-        )
-
     cut = x.high_channels
-    return Octave(norm(x.high, slice(None, cut)), norm(x.low, slice(cut, None)))
+    of_high, of_low = ([v if v is None else v[part] for v in vectors] for part in (slice(None, cut), slice(cut, None)))
+    fusible = training and weight is not None and bias is not None and fuses(x.parts[0])
+    if x.high is None or x.low is None or not fusible or x.low.numel() == x.low.shape[1]:  # of one value func raises
+        return Octave(
+            None if x.high is None else func(x.high, *of_high, training, momentum, eps),
+            None if x.low is None else func(x.low, *of_low, training, momentum, eps),
+        )
+    high = Batch.of(x.high, of_high, momentum, eps, high=True)
+    low = Batch.of(x.low, of_low, momentum, eps, high=False)
+    # where a clipping activation follows, it begins with (high, low), and what is normalised here is never compiled
+    return Octave(high.normalize(), low.normalize(), normalized=(high, low))
 
 
 def _conv2d(
@@ -244,7 +285,7 @@ def _cat(func: Callable[..., Tensor], tensors: Sequence[Any], dim: int = 0) -> O
     return Octave(func(high, 1) if high else None, func(low, 1) if low else None)
 
 
-_POINTWISE: tuple[Any, ...] = (
+_ACTIVATIONS: tuple[Any, ...] = (
     *(
         F.relu,
         torch.relu,
@@ -260,10 +301,11 @@ _POINTWISE: tuple[Any, ...] = (
         F.mish,
     ),
     *(F.hardswish, F.hardsigmoid, torch.sigmoid, torch.tanh, F.sigmoid, F.tanh, F.logsigmoid, F.softplus),
-    *(F.dropout, F.dropout2d, F.alpha_dropout, torch.clamp),
 )
+_POINTWISE: tuple[Any, ...] = (F.dropout, F.dropout2d, F.alpha_dropout, torch.clamp)
 _HANDLERS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(_POINTWISE, _pointwise),
+    **dict.fromkeys(_ACTIVATIONS, _activation),
     **dict.fromkeys((F.avg_pool2d, F.max_pool2d, torch.max_pool2d, F.lp_pool2d), _pool),
     **dict.fromkeys((F.adaptive_avg_pool2d, F.adaptive_max_pool2d), _global_pool),
     **dict.fromkeys(

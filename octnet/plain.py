@@ -48,6 +48,7 @@ def octconv2d(
     geometry: Geometry,
     add: Callable[[Tensor, Tensor], Tensor] = add,
     conv: Callable[..., Tensor] = Geometry.conv,
+    pool: Callable[[Tensor], Tensor] = pool,
 ) -> Maps:
     """Equation (1): Y_H and Y_L of the kernel (C', C/groups, k, k), cut at row C' - low_channels and where the input is."""
     f = partial(conv, geometry)

@@ -1,0 +1,142 @@
+"""Batch norm and clipping activations (ReLU, ReLU6) of a pair's maps for compiled training: with fewer bytes moved.
+
+What is saved over PyTorch's own, which stay the reference (and all that runs elsewhere):
+- the backward pass finds out where an activation clipped from the norm's input, which it reads anyway, not from its output;
+- the sum Y_H that a norm takes is written in the pass that normalises it, not in one before;
+- a high map is written together with its pool (`inductor.with_pool`).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from octnet.inductor import apart, with_pool, written
+from octnet.resampling import spread
+
+
+class Bounds(NamedTuple):
+    """What an activation clips to."""
+
+    low: float
+    high: float
+    in_place: bool
+
+    @classmethod
+    def of(cls, func: Any, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> "Bounds | None":
+        """Of a call func(x, ...), whose arguments are F.hardtanh's by name; None where func does something else."""
+        if func in (F.relu, torch.relu, torch.relu_):
+            return cls(0.0, math.inf, inplace or func is torch.relu_)
+        if func is F.relu6:
+            return cls(0.0, 6.0, inplace)
+        return cls(min_val, max_val, inplace) if func is F.hardtanh else None
+
+    def clip(self, x: Tensor) -> Tensor:
+        """x between the bounds."""
+        return torch.clamp(x, self.low, None if math.isinf(self.high) else self.high)
+
+    def pass_on(self, g: Tensor, x: Tensor) -> Tensor:
+        """The gradient g of `clip(x)`, where x, or clip(x), is within the bounds."""
+        clipped = x <= self.low if math.isinf(self.high) else (x <= self.low) | (x >= self.high)
+        return torch.where(clipped, 0, g)
+
+
+class Batch(NamedTuple):
+    """A map (B, C, H, W) and all that normalises it: mean and 1/σ (1, C, 1, 1), weight and bias (C)."""
+
+    x: Tensor
+    mean: Tensor
+    rstd: Tensor
+    weight: Tensor
+    bias: Tensor
+    high: bool  # of the two frequencies
+
+    @classmethod
+    def of(cls, x: Tensor, vectors: Sequence[Any], momentum: float, eps: float, high: bool) -> "Batch":
+        """With the statistics of x; `vectors` are running mean and variance (updated as by F.batch_norm), weight, bias."""
+        running_mean, running_var, weight, bias = vectors
+        with torch.no_grad():
+            var, mean = torch.var_mean(_wide(x), (0, 2, 3), correction=0, keepdim=True)
+            n = x.numel() / x.shape[1]
+            if running_mean is not None:
+                running_mean.mul_(1 - momentum).add_(mean.flatten(), alpha=momentum)
+                running_var.mul_(1 - momentum).add_(var.flatten(), alpha=momentum * n / (n - 1))
+            return cls(x, mean, torch.rsqrt(var + eps), weight, bias, high)
+
+    def normalize(self, bounds: Bounds | None = None) -> Tensor:
+        """(x - mean) / σ · weight + bias, clipped where there are bounds."""
+        y: Tensor = _Normalize.apply(*self, bounds)
+        return y
+
+
+def clip(x: Tensor, bounds: Bounds) -> Tensor:
+    """x between the bounds."""
+    y: Tensor = _Clip.apply(x, bounds, False)
+    return y
+
+
+def clip_with_pool(x: Tensor, bounds: Bounds) -> tuple[Tensor, Tensor]:
+    """x (B, C, H, W) between the bounds, and its pool (B, C, H/2, W/2)."""
+    y: tuple[Tensor, Tensor] = _Clip.apply(x, bounds, True)
+    return y
+
+
+class _Normalize(torch.autograd.Function):
+    """Keeps its input, as `written` lays it out."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, high: bool, bounds: Bounds | None
+    ) -> Tensor:
+        # two vectors in place of four: of more than eight maps and vectors, Inductor would write part of the sum first
+        scale = written(rstd * _channels(weight), False)
+        shift = written(_channels(bias) - mean * scale, False)
+        ctx.save_for_backward(written(x, high), mean, rstd, scale, shift)
+        ctx.bounds, ctx.dtype = bounds, weight.dtype
+        z = _wide(x) * scale + shift
+        return (z if bounds is None else bounds.clip(z)).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, mean, rstd, scale, shift = ctx.saved_tensors
+        g = _wide(grads[0])
+        if ctx.bounds is not None:
+            g = ctx.bounds.pass_on(g, _wide(x) * scale + shift)
+        for_bias, for_weight, for_x = apart(g)  # else Inductor would write g, in float32
+        g_bias = for_bias.sum((0, 2, 3), keepdim=True)
+        g_weight = (for_weight * ((_wide(x) - mean) * rstd)).sum((0, 2, 3), keepdim=True)
+        n = x.numel() / x.shape[1]
+        constant, slope = written(scale * g_bias / n, False), written(scale * rstd * g_weight / n, False)
+        g_x = for_x * scale - constant - (_wide(x) - mean) * slope
+        return g_x.to(x.dtype), None, None, g_weight.flatten().to(ctx.dtype), g_bias.flatten().to(ctx.dtype), None, None
+
+
+class _Clip(torch.autograd.Function):
+    """Keeps its output; the gradient, which a residual sum hands on to both of its sides, is written once."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bounds: Bounds, pools: bool) -> Any:
+        y = bounds.clip(x)
+        y, pooled = with_pool(y) if pools else (y, None)
+        ctx.save_for_backward(y)
+        ctx.bounds = bounds
+        return (y, pooled) if pools else y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, g_pool: Tensor | None = None) -> Any:
+        (y,) = ctx.saved_tensors
+        g = g if g_pool is None else g + spread(g_pool / 4)
+        return written(ctx.bounds.pass_on(g, y), False), None, None
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _channels(vector: Tensor) -> Tensor:
+    """(C) as (C, 1, 1)."""
+    return vector[:, None, None]
