@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octnet import plain
-from octnet.inductor import fuses, with_pool
+from octnet.inductor import COMPILES_FUNCTIONS, fuses, with_pool
 from octnet.plain import Geometry, Maps
 from octnet.resampling import pool, spread
 
@@ -39,7 +39,9 @@ def octconv2d(
     """As `plain.octconv2d`, to rounding; differentiable twice. `pooled` is pool(X_H), where that is there already."""
     given = [x for x in (x_h, x_l, weight, bias) if x is not None]
     transformed = torch._C._are_functorch_transforms_active()  # torch.func differentiates operators, not a Function
-    if weight.is_meta or transformed or torch.jit.is_tracing() or torch.compiler.is_exporting():  # counted, or written
+    written = torch.jit.is_tracing() or torch.compiler.is_exporting()
+    untrusted = torch.compiler.is_compiling() and not COMPILES_FUNCTIONS
+    if weight.is_meta or transformed or written or untrusted:  # is_meta: counted
         return plain.octconv2d(x_h, x_l, weight, bias, geometry)
     way = narrow_side(x_h, x_l, weight, geometry)
     if not torch.is_grad_enabled() or not any(x.requires_grad for x in given):

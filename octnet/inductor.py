@@ -18,9 +18,14 @@ from octnet.resampling import pool, spread
 DEVICES = {"cuda"}
 
 
+# Compiled, torch 2.11 gave wrong gradients of fast.py's Function, 2.15 gives right ones; nothing between them was tried
+COMPILES_FUNCTIONS = torch.__version__ >= "2.15"
+
+
 def fuses(x: Tensor) -> bool:
     """Whether x is compiled for a device where such passes pay."""
-    return torch.compiler.is_compiling() and not torch.compiler.is_exporting() and x.device.type in DEVICES
+    compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    return COMPILES_FUNCTIONS and compiling and x.device.type in DEVICES
 
 
 # Inductor's cache on disk knows these operations by their names alone: count up when what becomes of them changes
