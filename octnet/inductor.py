@@ -9,14 +9,13 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from octnet.resampling import pool, spread
 
 # Where such passes are made. On a GPU they move less (counted, not measured: results/speed/README.md); on a CPU, where
 # Inductor writes into the maps that it reads, those of ResNet-50's inference took 14 instead of 11 ms
 DEVICES = {"cuda"}
-
 
 # Compiled, torch 2.11 gave wrong gradients of fast.py's Function, 2.15 gives right ones; nothing between them was tried
 COMPILES_FUNCTIONS = torch.__version__ >= "2.15"
@@ -29,22 +28,22 @@ def fuses(x: Tensor) -> bool:
 
 
 # Inductor's cache on disk knows these operations by their names alone: count up when what becomes of them changes
-LIBRARY = "octnet_1"
+NAMESPACE = "octnet_1"
 
 
-@torch.library.custom_op(f"{LIBRARY}::with_pool", mutates_args=(), tags=(torch.Tag.flexible_layout,))
+@library.custom_op(f"{NAMESPACE}::with_pool", mutates_args=(), tags=(torch.Tag.flexible_layout,))
 def with_pool(x: Tensor) -> tuple[Tensor, Tensor]:
     """x (B, C, H, W) and pool(x) (B, C, H/2, W/2), written in the pass that makes x."""
     return x.clone(), pool(x)
 
 
-@torch.library.custom_op(f"{LIBRARY}::written", mutates_args=(), tags=(torch.Tag.flexible_layout,))
+@library.custom_op(f"{NAMESPACE}::written", mutates_args=(), tags=(torch.Tag.flexible_layout,))
 def written(x: Tensor, cells: bool) -> Tensor:
     """x (B, C, H, W), written out and read from there; by `cells` in a pass of `with_pool`, where that reads the same."""
     return x.clone()
 
 
-@torch.library.custom_op(f"{LIBRARY}::apart", mutates_args=(), tags=(torch.Tag.flexible_layout,))
+@library.custom_op(f"{NAMESPACE}::apart", mutates_args=(), tags=(torch.Tag.flexible_layout,))
 def apart(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """x for three readers, each of which makes it for itself: it isn't written."""
     return x.clone(), x.clone(), x.clone()
@@ -114,7 +113,7 @@ def _register_lowerings() -> None:
         V.graph.register_operation(whole)
         return ir.TensorBox(box), corners
 
-    operations = getattr(torch.ops, LIBRARY)
+    operations = getattr(torch.ops, NAMESPACE)
 
     @register_lowering(operations.with_pool.default, type_promotion_kind=None)
     def lower_with_pool(x: Any) -> tuple[Any, Any]:
@@ -143,9 +142,11 @@ def _register_lowerings() -> None:
 
     @register_lowering(operations.apart.default, type_promotion_kind=None)
     def lower_apart(x: Any) -> tuple[Any, Any, Any]:
-        copies = [x if ir.is_storage_and_layout(x) else _copy(x) for _ in range(3)]
-        return copies[0], copies[1], copies[2]
+        if ir.is_storage_and_layout(x):  # written already
+            return x, x, x
 
-    def _copy(x: Any) -> Any:
-        load = x.make_loader()
-        return ir.Pointwise.create(device=x.get_device(), dtype=x.get_dtype(), inner_fn=load, ranges=x.get_size())
+        def again() -> Any:
+            load = x.make_loader()
+            return ir.Pointwise.create(device=x.get_device(), dtype=x.get_dtype(), inner_fn=load, ranges=x.get_size())
+
+        return again(), again(), again()

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch._inductor.utils import run_and_get_code
 
 from octnet import Octave, OctConv2d, inductor
@@ -108,10 +108,12 @@ def test_without_inductor_they_copy_and_pool() -> None:
         torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize("operation", [inductor.with_pool, inductor.apart])
-def test_operations_keep_pytorchs_rules(operation: Any) -> None:
-    torch.library.opcheck(operation, (last(1, 2, 4, 4).requires_grad_(operation is inductor.with_pool),))
-    torch.library.opcheck(inductor.written, (last(1, 2, 4, 4).requires_grad_(), True))
+@pytest.mark.parametrize(
+    ("operation", "options", "differentiable"),
+    [(inductor.with_pool, (), True), (inductor.written, (True,), True), (inductor.apart, (), False)],
+)
+def test_operations_keep_pytorchs_rules(operation: Any, options: tuple[Any, ...], differentiable: bool) -> None:
+    library.opcheck(operation, (last(1, 2, 4, 4).requires_grad_(differentiable), *options))
 
 
 def passes(f: Callable[..., Any], *args: Tensor) -> int:
