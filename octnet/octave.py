@@ -92,6 +92,11 @@ class Octave:
         """As `Tensor.contiguous`."""
         return self.map(lambda part: part.contiguous(memory_format=memory_format))
 
+    def _forget(self) -> None:
+        """Before an operation that may be in place: what the pair knew about itself no longer holds."""
+        if self.pooled is not None or self.normalized is not None:
+            self.pooled = self.normalized = None
+
     def mean(self, dim: int | Sequence[int], keepdim: bool = False) -> Tensor:
         """Mean over space: (B, C) or (B, C, 1, 1), channels [high, low]."""
         _check_spatial("mean", dim)
@@ -112,6 +117,7 @@ class Octave:
         return _combine(torch.add, self, other)
 
     def __iadd__(self, other: Any) -> "Octave":
+        self._forget()
         return _combine(Tensor.add_, self, other)
 
     def __mul__(self, other: Any) -> "Octave":
@@ -183,6 +189,7 @@ def _binary(op: Callable[[Any, Any], Tensor]) -> Callable[..., Octave]:
 
 
 def _pointwise(func: Callable[..., Tensor], x: Octave, *args: Any, **kwargs: Any) -> Octave:
+    x._forget()
     return x.map(lambda part: func(part, *args, **kwargs))
 
 

@@ -116,6 +116,21 @@ def test_operations_keep_pytorchs_rules(operation: Any, options: tuple[Any, ...]
     library.opcheck(operation, (last(1, 2, 4, 4).requires_grad_(differentiable), *options))
 
 
+@pytest.mark.parametrize("change", [lambda y: y.__iadd__(y), nn.SiLU(True)])
+def test_a_change_in_place_is_seen_by_all(change: Callable[[Any], Any]) -> None:
+    """What a pair knew from its batch norm doesn't outlive the change."""
+    norm = nn.BatchNorm2d(16).double()
+
+    def f(x: Any) -> Any:
+        y = norm(x)
+        change(y)
+        return F.relu(y)
+
+    x = Octave(last(2, 12, 8, 8), last(2, 4, 4, 4))
+    for got, want in zip(numbers(torch.compile(f, fullgraph=True), norm, x), numbers(f, norm, x), strict=True):
+        torch.testing.assert_close(got, want)
+
+
 def passes(f: Callable[..., Any], *args: Tensor) -> int:
     """How many passes Inductor makes of it."""
     result, (code, *_) = run_and_get_code(torch.compile(f, fullgraph=True), *args)
