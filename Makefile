@@ -1,9 +1,10 @@
-# make ablation: one command to the accuracy-versus-cost figure. make test: everything CI runs.
+# make ablation: one command to the accuracy-versus-cost figure. make test: everything CI runs. make oldest: the tests with the
+# oldest torch that octnet supports (CI doesn't: another environment of several GB).
 # Needs make and Python >= 3.11 with venv; `make PYTHON=python3.12 …` picks another.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: ablation test format clean
+.PHONY: ablation test oldest format clean
 .DELETE_ON_ERROR:
 
 ablation: .venv/installed
@@ -14,6 +15,9 @@ test: .venv/installed
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+oldest: .venv-oldest/installed
+	.venv-oldest/bin/python -m pytest
 
 format: .venv/installed
 	$(BIN)/ruff check --fix
@@ -28,5 +32,12 @@ format: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
+.venv-oldest/installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	sed 's/^torch==.*/torch==2.11.0/; s/^torchvision==.*/torchvision==0.26.0/' requirements.txt > .venv-oldest/requirements.txt
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-oldest/requirements.txt
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-oldest .mypy_cache .pytest_cache .ruff_cache *.egg-info

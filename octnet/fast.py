@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octnet import plain
-from octnet.inductor import COMPILES_FUNCTIONS, fuses, with_pool
+from octnet.compiling import compiles, exports, has_autocast
+from octnet.inductor import fuses, with_pool
 from octnet.plain import Geometry, Maps
 from octnet.resampling import pool, spread
 
@@ -39,15 +40,14 @@ def octconv2d(
     """As `plain.octconv2d`, to rounding; differentiable twice. `pooled` is pool(X_H), where that is there already."""
     given = [x for x in (x_h, x_l, weight, bias) if x is not None]
     transformed = torch._C._are_functorch_transforms_active()  # torch.func differentiates operators, not a Function
-    written = torch.jit.is_tracing() or torch.compiler.is_exporting()
-    untrusted = torch.compiler.is_compiling() and not COMPILES_FUNCTIONS
-    if weight.is_meta or transformed or written or untrusted:  # is_meta: counted
+    written = torch.jit.is_tracing() or exports()
+    if weight.is_meta or transformed or written:  # is_meta: counted
         return plain.octconv2d(x_h, x_l, weight, bias, geometry)
     way = narrow_side(x_h, x_l, weight, geometry)
     if not torch.is_grad_enabled() or not any(x.requires_grad for x in given):
         return WAYS[way][0](x_h, x_l, weight, bias, geometry, pooled)
     device = weight.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if not has_autocast(device) or not torch.is_autocast_enabled(device):
         return _split(_OctConv2d.apply(x_h, x_l, weight, bias, geometry, way, pooled), geometry, weight)
     # autocast's rule for convolutions, applied here: it isn't active in a backward pass
     dtype = torch.get_autocast_dtype(device)
@@ -77,10 +77,13 @@ def _split(outputs: Any, geometry: Geometry, weight: Tensor) -> Maps:
 
 def add_(y: Tensor, x: Tensor, factor: float = 1) -> Tensor:
     """y += factor · x, eager in place, x (B, C, H, W) or, upsampled by 2 in the same pass, (B, C, H/2, W/2)."""
+    if compiles():  # torch 2.11 loses the gradient of what a Function changes in place and returns
+        if x.shape == y.shape:
+            return torch.add(y, x, alpha=factor)
+        # as a difference, which Inductor leaves to the pass that comes next
+        return torch.sub(y, plain.upsample(x), alpha=-factor)
     if x.shape == y.shape:
         return y.add_(x, alpha=factor)
-    if torch.compiler.is_compiling():  # as a difference, which Inductor leaves to the pass that comes next
-        return torch.sub(y, plain.upsample(x), alpha=-factor)
     y.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).add_(x[:, :, :, None, :, None], alpha=factor)
     return y
 
@@ -94,7 +97,7 @@ def conv(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None = No
 
 def _is_product(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     """Whether f is one matrix product as the map lies in memory: eager on a CPU that is the faster way, compiled it isn't."""
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or weight.shape[2:] != (1, 1) or geometry.groups > 1:
+    if compiles() or x.device.type != "cpu" or weight.shape[2:] != (1, 1) or geometry.groups > 1:
         return False
     return x.is_contiguous(memory_format=torch.channels_last)
 
@@ -129,7 +132,7 @@ def four_paths(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry
     """Each path a convolution: the fewest multiply-adds."""
     # Inductor gives `plain.add` to the convolution: after a bottleneck's k×k one the narrow side would make another sum twice
     narrow = weight.shape[2:] != (1, 1) and geometry.low_channels <= NARROW_SHARE * weight.shape[0]
-    add = plain.add if narrow and torch.compiler.is_compiling() else add_
+    add = plain.add if narrow and compiles() else add_
 
     def pool_of(x: Tensor) -> Tensor:
         return pool(x) if pooled is None or x is not x_h else pooled
@@ -265,7 +268,7 @@ def _unpool(g: Tensor | None, into: Tensor | None) -> Tensor | None:
     """The gradient of `pool`'s input (B, C, H, W) from that of its output, added to `into` where there is one."""
     if g is None:
         return into
-    if not torch.compiler.is_compiling():
+    if not compiles():
         return plain.upsample(g).mul_(0.25) if into is None else add_(into, g, 0.25)
     # past Inductor's limit of operations, which `upsample` reaches, a GPU would write the sum in float32
     return spread(g / 4) if into is None else into + spread(g / 4)

@@ -11,20 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, library
 
+from octnet.compiling import compiles
 from octnet.resampling import pool, spread
 
 # Where such passes are made. On a GPU they move less (counted, not measured: results/speed/README.md); on a CPU, where
 # Inductor writes into the maps that it reads, those of ResNet-50's inference took 14 instead of 11 ms
 DEVICES = {"cuda"}
 
-# Compiled, torch 2.11 gave wrong gradients of fast.py's Function, 2.15 gives right ones; nothing between them was tried
-COMPILES_FUNCTIONS = torch.__version__ >= "2.15"
-
 
 def fuses(x: Tensor) -> bool:
     """Whether x is compiled for a device where such passes pay."""
-    compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-    return COMPILES_FUNCTIONS and compiling and x.device.type in DEVICES
+    return compiles() and x.device.type in DEVICES
 
 
 # Inductor's cache on disk knows these operations by their names alone: count up when what becomes of them changes

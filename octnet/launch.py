@@ -46,7 +46,7 @@ ELASTIC_LOGGERS = (
     "torch.distributed.elastic.rendezvous.dynamic_rendezvous",
 )
 EXIT_INTERRUPTED = 130
-SECONDS_TO_STOP = 120  # for the step in progress and the checkpoint, after Ctrl-C or Slurm's signal
+SECONDS_TO_STOP = "120"  # for the step in progress and the checkpoint, after Ctrl-C or Slurm's signal
 
 _durations: list[float] = []  # seconds of this process's runs, for the time that the sweep will take
 
@@ -92,6 +92,7 @@ def _start_processes(config: Config, folder: Path, position: Position) -> bool:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     for name in ELASTIC_LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what they warn of, our own lines say
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", SECONDS_TO_STOP)  # torch 2.11 doesn't know it: 30 there
     multiprocessing.set_forkserver_preload([__name__])  # a fork of it has torch imported
     launch = elastic_launch(
         LaunchConfig(
@@ -104,7 +105,6 @@ def _start_processes(config: Config, folder: Path, position: Position) -> bool:
             max_restarts=0,
             start_method="forkserver",
             run_id=folder.name,
-            shutdown_timeout=SECONDS_TO_STOP,
         ),
         run_process,
     )

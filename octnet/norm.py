@@ -97,7 +97,8 @@ class _Normalize(torch.autograd.Function):
         ctx.save_for_backward(written(x, high), mean, rstd, scale, shift)
         ctx.bounds, ctx.dtype = bounds, weight.dtype
         z = _wide(x) * scale + shift
-        return (z if bounds is None else bounds.clip(z)).to(x.dtype)
+        y = z if bounds is None else bounds.clip(z)
+        return y if y.dtype == x.dtype else y.to(x.dtype)  # torch 2.11 would return y twice, and lose its gradient
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:

@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from octnet.compiling import compiles
 from octnet.errors import OddSizeError
 
 
 def upsample(x: Tensor) -> Tensor:
     """Nearest-neighbour upsampling by 2, (B, C, H, W) to (B, C, 2H, 2W): `upsample` of equation (1)."""
-    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+    if not compiles():
         return F.interpolate(x, scale_factor=2, mode="nearest")
     if torch.is_grad_enabled():
         return spread(x)

@@ -14,8 +14,6 @@ from torch._inductor.utils import run_and_get_code
 from octnet import Octave, OctConv2d, inductor
 from octnet.resampling import pool, upsample
 
-pytestmark = pytest.mark.skipif(not inductor.COMPILES_FUNCTIONS, reason="this torch compiles the plain operator")
-
 
 @pytest.fixture(autouse=True)
 def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +35,8 @@ class Block(nn.Module):
         self.second = OctConv2d(16, 16, 1, bias=False, low_channels=4)
         self.norms = nn.ModuleList([nn.BatchNorm2d(16), nn.BatchNorm2d(16)])
         self.activation = activation
-        self.last = OctConv2d(16, 16, 3, stride=2, padding=1, groups=groups, low_channels=4)
+        # depthwise with a bias: elsewhere torch 2.11 can't compile a part of a bias under autocast on a CPU
+        self.last = OctConv2d(16, 16, 3, stride=2, padding=1, groups=groups, bias=groups > 1, low_channels=4)
 
     def forward(self, x: Any) -> Any:
         y = self.activation(self.norms[0](self.first(x)))
