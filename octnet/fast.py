@@ -219,7 +219,7 @@ def narrow_in_gradients(
     g_half = _conv_backward(g_l, half, weight, (slice(out_high, None), ALL), geometry, wants_x, g_w)
     g_xh = g_xl = None
     if g_full is not None and g_half is not None:
-        g_xh = plain.add(g_full[:, :cut], g_half[:, :cut] / 4)
+        g_xh = g_full[:, :cut] + _pool_gradient(g_half[:, :cut])
         g_xl = g_half[:, cut:] + F.avg_pool2d(g_full[:, cut:], 2, divisor_override=1)
     return g_xh, g_xl
 
@@ -265,10 +265,15 @@ def _with_sum(g: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _unpool(g: Tensor | None, into: Tensor | None) -> Tensor | None:
-    """The gradient of `pool`'s input (B, C, H, W) from that of its output, added to `into` where there is one."""
+    """`_pool_gradient`, added to `into` where there is one."""
     if g is None:
         return into
-    if not compiles():
-        return plain.upsample(g).mul_(0.25) if into is None else add_(into, g, 0.25)
-    # past Inductor's limit of operations, which `upsample` reaches, a GPU would write the sum in float32
-    return spread(g / 4) if into is None else into + spread(g / 4)
+    if into is None:
+        return _pool_gradient(g)
+    return into + _pool_gradient(g) if compiles() else add_(into, g, 0.25)
+
+
+def _pool_gradient(g: Tensor) -> Tensor:
+    """The gradient of `pool`'s input (B, C, H, W) from that of its output."""
+    # past Inductor's limit of operations, which `upsample` reaches, a GPU would write what it is added to in float32
+    return spread(g / 4) if compiles() else plain.upsample(g / 4)

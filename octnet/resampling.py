@@ -19,7 +19,8 @@ def upsample(x: Tensor) -> Tensor:
         return spread(x)
     # as integer indices, which Inductor folds into the load of what comes next; of interpolate it makes a gather
     rows, columns = (torch.arange(2 * n, device=x.device) // 2 for n in x.shape[-2:])
-    return torch.ops.aten._unsafe_index(x, [None, None, rows[:, None], columns])
+    # of the map with channels last, else a concatenation with another wouldn't be
+    return torch.ops.aten._unsafe_index(x.permute(0, 2, 3, 1), [None, rows[:, None], columns]).permute(0, 3, 1, 2)
 
 
 def spread(x: Tensor) -> Tensor:

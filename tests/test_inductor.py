@@ -154,6 +154,15 @@ def test_one_pass_writes_both_resolutions() -> None:
         assert passes(together, *maps) == 1
 
 
+def test_upsampling_keeps_channels_last() -> None:
+    """As PyTorch's own does: else a concatenation with another map is laid out anew."""
+    x = last(2, 4, 4, 4)
+    with torch.no_grad():
+        got, want = torch.compile(upsample, backend="aot_eager", fullgraph=True)(x), F.interpolate(x, scale_factor=2)
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+    assert got.stride() == want.stride()
+
+
 def test_a_batch_of_one_value_is_refused_as_by_pytorch() -> None:
     norm = nn.BatchNorm2d(4)
     with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
