@@ -161,7 +161,7 @@ def four_paths_gradients(
         x = pool(x_h) if strided else x_h
         g_xh = None if g_h is None else path(g_h, x, (high, from_h), wants[0])
         if g_l is not None:
-            g_xh = _unpool(path(g_l, pool(x), (low, from_h), wants[0]), g_xh)
+            g_xh = _unpool(path(g_l, _pool_again(x), (low, from_h), wants[0]), g_xh)
         g_xh = _unpool(g_xh, None) if strided else g_xh
     if x_l is not None:
         if g_l is not None:
@@ -214,7 +214,7 @@ def narrow_in_gradients(
 ) -> Maps:
     """Of `narrow_in`; what its inputs were joined to is made again."""
     wants_x, cut, out_high = any(wants), x_h.shape[1], g_h.shape[1]
-    full, half = _whole(x_h, x_l)
+    full, half = _whole(x_h, x_l, _pool_again(x_h))
     g_full = _conv_backward(g_h, full, weight, (slice(None, out_high), ALL), geometry, wants_x, g_w)
     g_half = _conv_backward(g_l, half, weight, (slice(out_high, None), ALL), geometry, wants_x, g_w)
     g_xh = g_xl = None
@@ -254,6 +254,11 @@ def _conv_backward(
     if g_w is not None and grads[1] is not None:
         g_w.copy_(grads[1])
     return grads[0]
+
+
+def _pool_again(x: Tensor) -> Tensor:
+    """`pool`, in the backward pass. Compiled, a call of avg_pool2d would keep what the same call gave in the forward pass."""
+    return x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean((3, 5)) if compiles() else pool(x)
 
 
 def _with_sum(g: Tensor) -> tuple[Tensor, Tensor]:

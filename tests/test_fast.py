@@ -162,6 +162,23 @@ def test_only_the_inputs_are_kept() -> None:
     assert kept == {t.untyped_storage().data_ptr() for t in (x.high, x.low, layer.weight)}
 
 
+def test_compiled_no_pooled_map_is_kept_either() -> None:
+    """Of a network's 3×3 convolutions: at α = .125 their pooled high maps have shapes of their own."""
+    model = timm.create_model("oct_resnet26", alpha=0.125, layers=(1, 1, 1, 1), num_classes=3)
+    model.compile(backend="aot_eager_decomp_partition")  # which chooses what to keep as Inductor does
+    kept: set[tuple[int, ...]] = set()
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.add(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(torch.randn(2, 3, 64, 64))
+    for channels, size in ((56, 16), (112, 8), (224, 4)):
+        assert (2, channels, size, size) in kept
+        assert (2, channels, size // 2, size // 2) not in kept
+
+
 def test_frozen_parts_get_no_gradient() -> None:
     layer = OctConv2d(8, 8, 3, padding=1, low_channels=4)
     layer.weight.requires_grad_(False)
