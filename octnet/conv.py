@@ -12,6 +12,7 @@ from octnet.errors import OctaveError
 from octnet.fast import octconv2d
 from octnet.octave import Octave
 from octnet.plain import Geometry
+from octnet.pointwise import Moments
 from octnet.resampling import pool
 
 
@@ -121,9 +122,9 @@ class OctConv2d(nn.Conv2d):
         return f"{super().extra_repr()}, low_channels={self.low_channels}"
 
 
-def _joined(high: Tensor | None, low: Tensor | None) -> Tensor | Octave:
+def _joined(high: Tensor | None, low: Tensor | None, moments: tuple[Moments, Moments] | None = None) -> Tensor | Octave:
     """One map where there is no low part, a pair elsewhere."""
     if low is None:
         assert high is not None
         return high
-    return Octave(high, low)
+    return Octave(high, low, moments=moments)

@@ -6,10 +6,11 @@ The multiply-adds are the same. What is saved around them:
 - For the backward pass X_H, X_L and the kernel are kept, each shared with what follows; pooled maps are made again.
 - The four parts of the kernel's gradient are written into one tensor, not padded with zeros and summed.
 - A 1×1 convolution on a CPU, eager, is a matrix product, without the library's conversions of its kernel.
+- In compiled training on a GPU its result is written once, and measured for the batch norm (pointwise.py).
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from octnet import plain
 from octnet.compiling import compiles, exports, has_autocast
 from octnet.inductor import fuses, with_pool
 from octnet.plain import Geometry, Maps
+from octnet.pointwise import Moments, fits, pointwise
 from octnet.resampling import pool, spread
 
 Wants = tuple[bool, bool]  # whether the gradients of X_H and of X_L are wanted
@@ -29,6 +31,14 @@ ALL = slice(None)
 NARROW_SHARE = 0.2
 
 
+class Outputs(NamedTuple):
+    """Y_H and Y_L, and, where they were measured as they were written, the moments of both."""
+
+    high: Tensor | None
+    low: Tensor | None
+    moments: tuple[Moments, Moments] | None = None
+
+
 def octconv2d(
     x_h: Tensor | None,
     x_l: Tensor | None,
@@ -36,24 +46,37 @@ def octconv2d(
     bias: Tensor | None,
     geometry: Geometry,
     pooled: Tensor | None = None,
-) -> Maps:
+) -> Outputs:
     """As `plain.octconv2d`, to rounding; differentiable twice. `pooled` is pool(X_H), where that is there already."""
     given = [x for x in (x_h, x_l, weight, bias) if x is not None]
     transformed = torch._C._are_functorch_transforms_active()  # torch.func differentiates operators, not a Function
     written = torch.jit.is_tracing() or exports()
     if weight.is_meta or transformed or written:  # is_meta: counted
-        return plain.octconv2d(x_h, x_l, weight, bias, geometry)
-    way = narrow_side(x_h, x_l, weight, geometry)
+        return Outputs(*plain.octconv2d(x_h, x_l, weight, bias, geometry))
     if not torch.is_grad_enabled() or not any(x.requires_grad for x in given):
-        return WAYS[way][0](x_h, x_l, weight, bias, geometry, pooled)
+        way = narrow_side(x_h, x_l, weight, geometry)
+        return Outputs(*WAYS[way][0](x_h, x_l, weight, bias, geometry, pooled))
     device = weight.device.type
     if not has_autocast(device) or not torch.is_autocast_enabled(device):
-        return _split(_OctConv2d.apply(x_h, x_l, weight, bias, geometry, way, pooled), geometry, weight)
+        return _differentiable(x_h, x_l, weight, bias, geometry, pooled)
     # autocast's rule for convolutions, applied here: it isn't active in a backward pass
     dtype = torch.get_autocast_dtype(device)
-    cast = [None if x is None else x.to(dtype) for x in (x_h, x_l, weight, bias, pooled)]
+    x_h, x_l, cast, bias, pooled = (None if x is None else x.to(dtype) for x in (x_h, x_l, weight, bias, pooled))
+    assert cast is not None
     with torch.autocast(device, enabled=False):
-        return _split(_OctConv2d.apply(*cast[:4], geometry, way, cast[4]), geometry, weight)
+        return _differentiable(x_h, x_l, cast, bias, geometry, pooled)
+
+
+def _differentiable(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry, pooled: Any) -> Outputs:
+    """`octconv2d` with a gradient, where none of PyTorch's transforms is active."""
+    way = narrow_side(x_h, x_l, weight, geometry)
+    if way in MEASURED and fits(x_h, x_l, weight, bias, geometry):
+        way = MEASURED[way]
+    outputs = _OctConv2d.apply(x_h, x_l, weight, bias, geometry, way, pooled)
+    if len(outputs) > 2:
+        high, low, *moments = outputs
+        return Outputs(high, low, (Moments(*moments[:2]), Moments(*moments[2:])))
+    return Outputs(*_split(outputs, geometry, weight))
 
 
 def narrow_side(x_h: Tensor | None, x_l: Tensor | None, weight: Tensor, geometry: Geometry) -> str | None:
@@ -116,7 +139,7 @@ class _OctConv2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         x_h, x_l, weight = ctx.saved_tensors
-        g_h, g_l = _split(grads, ctx.geometry, weight)
+        g_h, g_l = _split(grads[:2], ctx.geometry, weight)  # nothing is learnt through the moments
         wants_h, wants_l, wants_w, wants_b = ctx.needs_input_grad[:4]
         g_w = torch.empty_like(weight) if wants_w else None
         g_inputs = WAYS[ctx.way][1](g_h, g_l, x_h, x_l, weight, ctx.geometry, (wants_h, wants_l), g_w)
@@ -224,11 +247,54 @@ def narrow_in_gradients(
     return g_xh, g_xl
 
 
-WAYS: dict[str | None, tuple[Callable[..., Maps], Callable[..., Maps]]] = {
+class _Product(NamedTuple):
+    """A 1×1 convolution that isn't carried out yet, and a map to be added."""
+
+    x: Tensor
+    weight: Tensor
+    cross: Tensor | None = None
+
+    @staticmethod
+    def of(geometry: Geometry, x: Tensor, weight: Tensor, bias: None) -> "_Product":
+        return _Product(x, weight)
+
+    @staticmethod
+    def add(y: Any, x: Any) -> Any:
+        return _Product(y.x, y.weight, F.conv2d(x.x, x.weight))
+
+
+def four_paths_measured(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry, pooled: Any) -> Any:
+    """`four_paths` of a 1×1 convolution: Y_H, Y_L and their moments."""
+
+    def pool_of(x: Tensor) -> Tensor:
+        return pool(x) if pooled is None or x is not x_h else pooled
+
+    later: Any = _Product
+    high, low = plain.octconv2d(x_h, x_l, weight, None, geometry, later.add, later.of, pool_of)
+    return _measured(high, low)
+
+
+def narrow_in_measured(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry, pooled: Any) -> Any:
+    """`narrow_in`: Y_H, Y_L and their moments."""
+    out_high = weight.shape[0] - geometry.low_channels
+    full, half = _whole(x_h, x_l, pooled)
+    return _measured(_Product(full, weight[:out_high]), _Product(half, weight[out_high:]))
+
+
+def _measured(high: Any, low: Any) -> tuple[Tensor, ...]:
+    """Both products' maps, then both of each one's moments."""
+    (y_h, *of_high), (y_l, *of_low) = pointwise(*high), pointwise(*low)
+    return y_h, y_l, *of_high, *of_low
+
+
+WAYS: dict[str | None, tuple[Callable[..., Any], Callable[..., Maps]]] = {
     None: (four_paths, four_paths_gradients),
     "out": (narrow_out, narrow_out_gradients),
     "in": (narrow_in, narrow_in_gradients),
+    "measured": (four_paths_measured, four_paths_gradients),
+    "in, measured": (narrow_in_measured, narrow_in_gradients),
 }
+MEASURED = {None: "measured", "in": "in, measured"}
 
 
 def _whole(x_h: Tensor, x_l: Tensor, pooled: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octnet.inductor import apart, with_pool, written
+from octnet.pointwise import Moments
 from octnet.resampling import spread
 
 
@@ -55,12 +56,20 @@ class Batch(NamedTuple):
     high: bool  # of the two frequencies
 
     @classmethod
-    def of(cls, x: Tensor, vectors: Sequence[Any], momentum: float, eps: float, high: bool) -> "Batch":
-        """With the statistics of x; `vectors` are running mean and variance (updated as by F.batch_norm), weight, bias."""
+    def of(
+        cls, x: Tensor, vectors: Sequence[Any], momentum: float, eps: float, high: bool, moments: Moments | None = None
+    ) -> "Batch":
+        """With the statistics of x, from its moments where they are known.
+
+        `vectors` are running mean and variance (updated as by F.batch_norm), weight, bias.
+        """
         running_mean, running_var, weight, bias = vectors
         with torch.no_grad():
-            var, mean = torch.var_mean(_wide(x), (0, 2, 3), correction=0, keepdim=True)
-            n = x.numel() / x.shape[1]
+            n = x.numel() // x.shape[1]
+            if moments is None:
+                var, mean = torch.var_mean(_wide(x), (0, 2, 3), correction=0, keepdim=True)
+            else:
+                var, mean = moments.var_mean(n)
             if running_mean is not None:
                 running_mean.mul_(1 - momentum).add_(mean.flatten(), alpha=momentum)
                 running_var.mul_(1 - momentum).add_(var.flatten(), alpha=momentum * n / (n - 1))

@@ -16,14 +16,15 @@ from torch.utils import _pytree as pytree
 from octnet.errors import OctaveError, OddSizeError
 from octnet.inductor import fuses, with_pool
 from octnet.norm import Batch, Bounds, clip, clip_with_pool
+from octnet.pointwise import Moments
 from octnet.resampling import upsample
 
 
 class Octave:
     """A feature map (B, C, H, W) as `high` (B, C_h, H, W) and `low` (B, C_l, H/2, W/2), C = C_h + C_l; either may be None.
 
-    Compiled, a pair may know more about itself, for whoever comes next: the pool of `high` that was written with it, and what
-    its parts were before a batch norm.
+    Compiled, a pair may know more about itself, for whoever comes next: the pool of `high` that was written with it, what its
+    parts were before a batch norm, and what they measure.
     """
 
     def __init__(
@@ -32,11 +33,13 @@ class Octave:
         low: Tensor | None,
         pooled: Tensor | None = None,
         normalized: tuple[Batch, Batch] | None = None,
+        moments: tuple[Moments, Moments] | None = None,
     ) -> None:
         self.high = high
         self.low = low
         self.pooled = pooled
         self.normalized = normalized
+        self.moments = moments
 
     def map(self, f: Callable[[Tensor], Tensor]) -> "Octave":
         """f of each frequency that is there."""
@@ -94,8 +97,8 @@ class Octave:
 
     def _forget(self) -> None:
         """Before an operation that may be in place: what the pair knew about itself no longer holds."""
-        if self.pooled is not None or self.normalized is not None:
-            self.pooled = self.normalized = None
+        if self.pooled is not None or self.normalized is not None or self.moments is not None:
+            self.pooled = self.normalized = self.moments = None
 
     def mean(self, dim: int | Sequence[int], keepdim: bool = False) -> Tensor:
         """Mean over space: (B, C) or (B, C, 1, 1), channels [high, low]."""
@@ -210,7 +213,7 @@ def _activation(func: Callable[..., Tensor], x: Octave, *args: Any, **kwargs: An
         high, low = (batch.normalize(bounds) for batch in x.normalized)
         high, pooled = with_pool(high)
     if bounds.in_place:  # seen by whoever else holds the pair
-        x.high, x.low, x.pooled, x.normalized = high, low, pooled, None
+        x.high, x.low, x.pooled, x.normalized, x.moments = high, low, pooled, None, None
     return Octave(high, low, pooled)
 
 
@@ -254,8 +257,9 @@ def _batch_norm(
             None if x.high is None else func(x.high, *of_high, training, momentum, eps),
             None if x.low is None else func(x.low, *of_low, training, momentum, eps),
         )
-    high = Batch.of(x.high, of_high, momentum, eps, high=True)
-    low = Batch.of(x.low, of_low, momentum, eps, high=False)
+    of_maps = (None, None) if x.moments is None else x.moments
+    high = Batch.of(x.high, of_high, momentum, eps, True, of_maps[0])
+    low = Batch.of(x.low, of_low, momentum, eps, False, of_maps[1])
     # where a clipping activation follows, it begins with (high, low), and what is normalised here is never compiled
     return Octave(high.normalize(), low.normalize(), normalized=(high, low))
 
