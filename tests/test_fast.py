@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from octnet import Octave, OctConv2d, fast, plain
+from octnet import Octave, OctConv2d, fast, plain, ways
 from octnet.complexity import check_model, measure
 from octnet.plain import Geometry, Maps
 
@@ -82,9 +82,9 @@ def test_narrow_side(out: int, side: str, monkeypatch: pytest.MonkeyPatch) -> No
     """A 1×1 convolution that changes frequency where it has fewer channels; only at a small share of low ones."""
     x_h, x_l, weight, bias = given = inputs(2, 1, out=out)
     shape = geometry(1, 1, 1, out // 3)
-    assert fast.narrow_side(x_h, x_l, weight, shape) is None  # a third is above the share up to which it was faster
-    monkeypatch.setattr(fast, "NARROW_SHARE", 1)
-    assert fast.narrow_side(x_h, x_l, weight, shape) == side
+    assert ways.narrow_side(x_h, x_l, weight, shape) is None  # a third is above the share up to which it was faster
+    monkeypatch.setattr(ways, "NARROW_SHARE", 1)
+    assert ways.narrow_side(x_h, x_l, weight, shape) == side
     assert_the_plain_operators(given, shape)
     x_h = x_h.detach()[..., :4, :4].requires_grad_()
 
@@ -104,7 +104,7 @@ def test_a_whole_network_on_the_narrow_side() -> None:
     found: list[tuple[Tensor, ...]] = []
     for share in (0.0, 0.2):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fast, "NARROW_SHARE", share)
+            patch.setattr(ways, "NARROW_SHARE", share)
             logits = model(x)
             found.append((logits, *torch.autograd.grad(logits.square().sum(), model.parameters())))
             macs = measure(model, 64).macs

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, library
 
-from octnet import fast, inductor, pointwise
+from octnet import inductor, pointwise, ways
 from octnet.pointwise import Moments
 
 # pixels and channels that tiles of 128 and 64 hold, that they don't, more than one tile of either; maps to be added
@@ -96,14 +96,14 @@ def test_a_training_step(alpha: float, count: int, monkeypatch: pytest.MonkeyPat
     model.to(memory_format=torch.channels_last)
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    measured = fast._measured
+    measured = ways._measured
     layers: list[int] = []
 
     def watch(*products: Any) -> Any:
         layers.append(1)
         return measured(*products)
 
-    monkeypatch.setattr(fast, "_measured", watch)
+    monkeypatch.setattr(ways, "_measured", watch)
     results: list[list[Tensor]] = []
     for f in (torch.compile(model, backend="aot_eager", fullgraph=True), model):
         model.load_state_dict(before)
