@@ -6,7 +6,7 @@ The multiply-adds are the same. What is saved around them:
 - For the backward pass X_H, X_L and the kernel are kept, each shared with what follows; pooled maps are made again.
 - The four parts of the kernel's gradient are written into one tensor, not padded with zeros and summed.
 - A 1×1 convolution on a CPU, eager, is a matrix product, without the library's conversions of its kernel.
-- In compiled training on a GPU its result is written once, and measured for the batch norm (pointwise.py).
+- In compiled training on a GPU most 1×1 convolutions write their result once, and measure it for the batch norm (pointwise.py).
 """
 
 from typing import Any, NamedTuple
@@ -85,12 +85,14 @@ class _OctConv2d(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x_h, x_l, weight)
         ctx.geometry, ctx.way = geometry, way
-        return tuple(y for y in WAYS[way][0](x_h, x_l, weight, bias, geometry, pooled) if y is not None)
+        outputs = tuple(y for y in WAYS[way][0](x_h, x_l, weight, bias, geometry, pooled) if y is not None)
+        ctx.mark_non_differentiable(*outputs[2:])  # moments
+        return outputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         x_h, x_l, weight = ctx.saved_tensors
-        g_h, g_l = _split(grads[:2], ctx.geometry, weight)  # nothing is learnt through the moments
+        g_h, g_l = _split(grads[:2], ctx.geometry, weight)
         wants_h, wants_l, wants_w, wants_b = ctx.needs_input_grad[:4]
         g_w = torch.empty_like(weight) if wants_w else None
         g_inputs = WAYS[ctx.way][1](g_h, g_l, x_h, x_l, weight, ctx.geometry, (wants_h, wants_l), g_w)

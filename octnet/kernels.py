@@ -1,4 +1,7 @@
-"""The Triton kernel of octnet/pointwise.py, for GPUs; imported only where there is one."""
+"""The Triton kernel of octnet/pointwise.py; imported when a map on a GPU comes to it.
+
+Where it changes, count `inductor.NAMESPACE` up: compiled code is cached under the operation's name.
+"""
 
 import torch
 import triton
@@ -66,7 +69,13 @@ def multiply(  # type: ignore[no-untyped-def]
 
 def launch(x: Tensor, weight: Tensor, cross: Tensor | None, tile: int) -> tuple[Tensor, Tensor, Tensor]:
     """`pointwise.pointwise` by the kernel, in tiles of as many pixels; the shape alone decides: the same numbers in every run."""
+    x = x.contiguous(memory_format=torch.channels_last)
     batch, inputs, height, width = x.shape
+    scale = 0
+    if cross is not None:
+        cross = cross.contiguous(memory_format=torch.channels_last)
+        scale = 1 if cross.shape[2:] == x.shape[2:] else 2
+        assert (cross.shape[2] * scale, cross.shape[3] * scale) == (height, width)
     outputs, pixels = len(weight), batch * height * width
     rows = cdiv(pixels, tile)
     y = torch.empty((batch, height, width, outputs), dtype=x.dtype, device=x.device)
@@ -84,7 +93,7 @@ def launch(x: Tensor, weight: Tensor, cross: Tensor | None, tile: int) -> tuple[
         inputs // 8,
         outputs // 8,
         weight.stride(0) // 8,
-        scale=0 if cross is None else 1 if cross.shape[2:] == x.shape[2:] else 2,
+        scale=scale,
         tile_m=tile,
         tile_n=n,
         tile_k=32 if inputs <= 32 else 64,
@@ -95,7 +104,8 @@ def launch(x: Tensor, weight: Tensor, cross: Tensor | None, tile: int) -> tuple[
 
 
 def _columns(outputs: int) -> int:
-    """Channels of a tile: many, where they don't leave more than a seventh of it empty."""
+    """Channels of a tile: 128, where that leaves no more of the tiles empty than 64 would, or an eighth of them."""
     if outputs <= 32:
         return 32
-    return 128 if cdiv(outputs, 128) * 128 * 7 <= outputs * 8 else 64
+    padded = cdiv(outputs, 128) * 128
+    return 128 if padded == cdiv(outputs, 64) * 64 or padded * 7 <= outputs * 8 else 64

@@ -258,8 +258,8 @@ def _batch_norm(
             None if x.low is None else func(x.low, *of_low, training, momentum, eps),
         )
     of_maps = (None, None) if x.moments is None else x.moments
-    high = Batch.of(x.high, of_high, momentum, eps, True, of_maps[0])
-    low = Batch.of(x.low, of_low, momentum, eps, False, of_maps[1])
+    high = Batch.of(x.high, of_high, momentum, eps, high=True, moments=of_maps[0])
+    low = Batch.of(x.low, of_low, momentum, eps, high=False, moments=of_maps[1])
     # where a clipping activation follows, it begins with (high, low), and what is normalised here is never compiled
     return Octave(high.normalize(), low.normalize(), normalized=(high, low))
 

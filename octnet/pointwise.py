@@ -38,7 +38,7 @@ class Moments(NamedTuple):
 
 
 def fits(x_h: Tensor | None, x_l: Tensor | None, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> bool:
-    """Whether `pointwise` can compute this octave convolution's paths and would be faster (counted: results/speed/README.md)."""
+    """Whether `pointwise` can compute this octave convolution's paths, compiled where that moves less."""
     if not fuses(weight) or weight.dtype not in DTYPES or bias is not None or x_h is None:
         return False
     out_low = geometry.low_channels
@@ -61,9 +61,9 @@ def pointwise(x: Tensor, weight: Tensor, cross: Tensor | None) -> tuple[Tensor, 
     y = F.conv2d(x, weight)
     y = y if cross is None else add(y, cross)
     pixels = y.permute(0, 2, 3, 1).flatten(0, 2).to(torch.promote_types(y.dtype, torch.float32))  # (B·H·W, C')
-    count = len(pixels)
+    count = pixels.shape[0]
     tiles = F.pad(pixels, (0, 0, 0, -count % TILE)).unflatten(0, (-1, TILE))  # (T, TILE, C')
-    inside = (torch.arange(len(tiles) * TILE, device=x.device) < count).view(-1, TILE, 1)
+    inside = (torch.arange(tiles.shape[0] * TILE, device=x.device) < count).view(-1, TILE, 1)
     sums = tiles.sum(1)
     differences = torch.where(inside, tiles - (sums / inside.sum(1))[:, None], 0)
     return y, sums, differences.square().sum(1)

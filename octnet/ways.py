@@ -1,7 +1,7 @@
 """The ways to compute an octave convolution's maps and their gradients; fast.py chooses among them.
 
-Each way is a function of the maps, and one of their gradients that gives those of X_H and X_L and writes the kernel's into `g_w`,
-where there is one.
+Each way is a function of the maps (a measured one gives their moments, too), and one of their gradients that gives those of X_H
+and X_L and writes the kernel's into `g_w`, where there is one.
 """
 
 from collections.abc import Callable, Sequence
@@ -131,14 +131,17 @@ def narrow_out_gradients(
     return g_xh, g_xl
 
 
-def narrow_in(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry, pooled: Any = None) -> Maps:
+def narrow_in(
+    x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry, pooled: Any = None, conv: Any = conv
+) -> Maps:
     """A 1×1 convolution from few channels: they change frequency first; W_LH on the upsampled X_L.
 
     (1) with upsample(W X) = W upsample(X):  Y_H = f([X_H, upsample(X_L)]; [W_HH W_LH]), Y_L = f([pool(X_H), X_L]; [W_HL W_LL]).
     """
     out_high = weight.shape[0] - geometry.low_channels
     b_h, b_l = (None, None) if bias is None else (bias[:out_high], bias[out_high:])
-    full, half = _whole(x_h, x_l, pooled)
+    full = torch.cat([x_h, plain.upsample(x_l)], 1)
+    half = torch.cat([pool(x_h) if pooled is None else pooled, x_l], 1)
     return conv(geometry, full, weight[:out_high], b_h), conv(geometry, half, weight[out_high:], b_l)
 
 
@@ -147,7 +150,8 @@ def narrow_in_gradients(
 ) -> Maps:
     """Of `narrow_in`; what its inputs were joined to is made again."""
     wants_x, cut, out_high = any(wants), x_h.shape[1], g_h.shape[1]
-    full, half = _whole(x_h, x_l, _pool_again(x_h))
+    full = torch.cat([x_h, plain.upsample(x_l)], 1)
+    half = torch.cat([_pool_again(full[:, :cut]), x_l], 1)
     g_full = _conv_backward(g_h, full, weight, (slice(None, out_high), ALL), geometry, wants_x, g_w)
     g_half = _conv_backward(g_l, half, weight, (slice(out_high, None), ALL), geometry, wants_x, g_w)
     g_xh = g_xl = None
@@ -182,9 +186,7 @@ def four_paths_measured(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry:
 
 def narrow_in_measured(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry, pooled: Any) -> Any:
     """`narrow_in`: Y_H, Y_L and their moments."""
-    out_high = weight.shape[0] - geometry.low_channels
-    full, half = _whole(x_h, x_l, pooled)
-    return _measured(_Product(full, weight[:out_high]), _Product(half, weight[out_high:]))
+    return _measured(*narrow_in(x_h, x_l, weight, None, geometry, pooled, _Product.of))
 
 
 def _measured(high: Any, low: Any) -> tuple[Tensor, ...]:
@@ -206,11 +208,6 @@ MEASURED = {None: "measured", "in": "in, measured"}
 def _pool_unless(x_h: Any, pooled: Any) -> Callable[[Tensor], Tensor]:
     """`pool`, which gives `pooled` for x_h, where that is there."""
     return lambda x: pool(x) if pooled is None or x is not x_h else pooled
-
-
-def _whole(x_h: Tensor, x_l: Tensor, pooled: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """All channels at full and at half resolution: (B, C, H, W) and (B, C, H/2, W/2)."""
-    return torch.cat([x_h, plain.upsample(x_l)], 1), torch.cat([pool(x_h) if pooled is None else pooled, x_l], 1)
 
 
 def _conv_backward(
@@ -235,7 +232,12 @@ def _conv_backward(
 
 def _pool_again(x: Tensor) -> Tensor:
     """`pool`, in the backward pass. Compiled, a call of avg_pool2d would keep what the same call gave in the forward pass."""
-    return x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean((3, 5)) if compiles() else pool(x)
+    if not compiles():
+        return pool(x)
+    cells = (
+        x.permute(0, 2, 3, 1).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
+    )  # (B, H/2, 2, W/2, 2, C): channels stay last
+    return cells.mean((2, 4)).permute(0, 3, 1, 2)
 
 
 def _with_sum(g: Tensor) -> tuple[Tensor, Tensor]:
