@@ -234,9 +234,8 @@ def _pool_again(x: Tensor) -> Tensor:
     """`pool`, in the backward pass. Compiled, a call of avg_pool2d would keep what the same call gave in the forward pass."""
     if not compiles():
         return pool(x)
-    cells = (
-        x.permute(0, 2, 3, 1).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
-    )  # (B, H/2, 2, W/2, 2, C): channels stay last
+    # channels stay last: (B, H/2, 2, W/2, 2, C)
+    cells = x.permute(0, 2, 3, 1).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
     return cells.mean((2, 4)).permute(0, 3, 1, 2)
 
 

@@ -68,8 +68,6 @@ def test_the_kernel(tmp_path: Path) -> None:
     torch.save(inputs, tmp_path / "inputs.pt")
     program = """
 import sys, torch
-from torch import library
-library.wrap_triton = lambda kernel: kernel  # torch 2.11's refuses interpreted ones
 from octnet.kernels import launch
 from octnet.pointwise import TILE
 inputs = torch.load(sys.argv[1])
