@@ -12,7 +12,6 @@ from octnet.errors import OctaveError
 from octnet.fast import octconv2d
 from octnet.octave import Octave
 from octnet.plain import Geometry
-from octnet.pointwise import Moments
 from octnet.resampling import pool
 
 
@@ -74,7 +73,8 @@ class OctConv2d(nn.Conv2d):
 
         geometry = Geometry(self.stride[0], self._padding, self.dilation, self.groups, out_low)
         if not self.depthwise:
-            return _joined(*octconv2d(x_h, x_l, self.weight, self.bias, geometry, pooled))
+            outputs = octconv2d(x_h, x_l, self.weight, self.bias, geometry, pooled)
+            return _joined(outputs.high, outputs.low, moments=outputs.moments, steps=outputs.products)
         y_h = self._depthwise(x_h, pooled, slice(None, in_high), geometry)
         return _joined(y_h, self._depthwise(x_l, None, slice(in_high, None), geometry))
 
@@ -122,9 +122,9 @@ class OctConv2d(nn.Conv2d):
         return f"{super().extra_repr()}, low_channels={self.low_channels}"
 
 
-def _joined(high: Tensor | None, low: Tensor | None, moments: tuple[Moments, Moments] | None = None) -> Tensor | Octave:
-    """One map where there is no low part, a pair elsewhere."""
+def _joined(high: Tensor | None, low: Tensor | None, **known: Any) -> Tensor | Octave:
+    """One map where there is no low part, a pair elsewhere, with what else is known of it."""
     if low is None:
         assert high is not None
         return high
-    return Octave(high, low, moments=moments)
+    return Octave(high, low, **known)

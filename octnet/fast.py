@@ -6,7 +6,7 @@ The multiply-adds are the same. What is saved around them:
 - For the backward pass X_H, X_L and the kernel are kept, each shared with what follows; pooled maps are made again.
 - The four parts of the kernel's gradient are written into one tensor, not padded with zeros and summed.
 - A 1×1 convolution on a CPU, eager, is a matrix product, without the library's conversions of its kernel.
-- In compiled training on a GPU most 1×1 convolutions write their result once, and measure it for the batch norm (pointwise.py).
+- Compiled for a GPU, most 1×1 convolutions write their result once, with what comes after them in it (pointwise.py).
 """
 
 from typing import Any, NamedTuple
@@ -17,16 +17,17 @@ from torch import Tensor
 from octnet import plain
 from octnet.compiling import exports, has_autocast
 from octnet.plain import Geometry, Maps
-from octnet.pointwise import Moments, fits
-from octnet.ways import MEASURED, WAYS, narrow_side
+from octnet.pointwise import Moments, Product, fits
+from octnet.ways import WAYS, narrow_side, products
 
 
 class Outputs(NamedTuple):
-    """Y_H and Y_L, and, where they were measured as they were written, the moments of both."""
+    """Y_H and Y_L, and what more is known of both: their moments, or what they are, so that more can become part of it."""
 
     high: Tensor | None
     low: Tensor | None
     moments: tuple[Moments, Moments] | None = None
+    products: tuple[Product, Product] | None = None
 
 
 def octconv2d(
@@ -43,25 +44,32 @@ def octconv2d(
     written = torch.jit.is_tracing() or exports()
     if weight.is_meta or transformed or written:  # is_meta: counted
         return Outputs(*plain.octconv2d(x_h, x_l, weight, bias, geometry))
-    if not torch.is_grad_enabled() or not any(x.requires_grad for x in given):
-        way = narrow_side(x_h, x_l, weight, geometry)
-        return Outputs(*WAYS[way][0](x_h, x_l, weight, bias, geometry, pooled))
+    wants_grad = torch.is_grad_enabled() and any(x.requires_grad for x in given)
+    compute = _differentiable if wants_grad else _alone
     device = weight.device.type
     if not has_autocast(device) or not torch.is_autocast_enabled(device):
-        return _differentiable(x_h, x_l, weight, bias, geometry, pooled)
+        return compute(x_h, x_l, weight, bias, geometry, pooled)
     # autocast's rule for convolutions, applied here: it isn't active in a backward pass
     dtype = torch.get_autocast_dtype(device)
     x_h, x_l, cast, bias, pooled = (None if x is None else x.to(dtype) for x in (x_h, x_l, weight, bias, pooled))
     assert cast is not None
     with torch.autocast(device, enabled=False):
-        return _differentiable(x_h, x_l, cast, bias, geometry, pooled)
+        return compute(x_h, x_l, cast, bias, geometry, pooled)
+
+
+def _alone(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry, pooled: Any) -> Outputs:
+    """`octconv2d` without a gradient."""
+    if fits(x_h, x_l, weight, geometry):
+        high, low = products(x_h, x_l, weight, bias, geometry, pooled)
+        # where a clipping activation follows, it begins with the products, and these maps are never compiled
+        return Outputs(high.written(), low.written(), products=(high, low))
+    way = narrow_side(x_h, x_l, weight, geometry)
+    return Outputs(*WAYS[way][0](x_h, x_l, weight, bias, geometry, pooled))
 
 
 def _differentiable(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry, pooled: Any) -> Outputs:
     """`octconv2d` with a gradient, where none of PyTorch's transforms is active."""
     way = narrow_side(x_h, x_l, weight, geometry)
-    if way in MEASURED and fits(x_h, x_l, weight, bias, geometry):
-        way = MEASURED[way]
     outputs = _OctConv2d.apply(x_h, x_l, weight, bias, geometry, way, pooled)
     if len(outputs) > 2:
         high, low, *moments = outputs
@@ -77,7 +85,10 @@ def _split(outputs: Any, geometry: Geometry, weight: Tensor) -> Maps:
 
 
 class _OctConv2d(torch.autograd.Function):
-    """An octave convolution that keeps its inputs and its kernel, nothing else; returns only the maps that there are."""
+    """An octave convolution that keeps its inputs and its kernel, nothing else; returns only the maps that there are.
+
+    Where `fits`, after the two maps the moments of each.
+    """
 
     @staticmethod
     def forward(
@@ -85,9 +96,12 @@ class _OctConv2d(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x_h, x_l, weight)
         ctx.geometry, ctx.way = geometry, way
-        outputs = tuple(y for y in WAYS[way][0](x_h, x_l, weight, bias, geometry, pooled) if y is not None)
-        ctx.mark_non_differentiable(*outputs[2:])  # moments
-        return outputs
+        if fits(x_h, x_l, weight, geometry):
+            high, low = products(x_h, x_l, weight, bias, geometry, pooled)
+            (y_h, *of_high), (y_l, *of_low) = high.measured(), low.measured()
+            ctx.mark_non_differentiable(*of_high, *of_low)
+            return y_h, y_l, *of_high, *of_low
+        return tuple(y for y in WAYS[way][0](x_h, x_l, weight, bias, geometry, pooled) if y is not None)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:

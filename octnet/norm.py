@@ -1,48 +1,19 @@
-"""Batch norm and clipping activations (ReLU, ReLU6) of a pair's maps for compiled training: with fewer bytes moved.
+"""Batch norm of a pair's maps for compiled training, with the clipping activation after it: with fewer bytes moved.
 
 What is saved over PyTorch's own, which stay the reference (and all that runs elsewhere):
 - the backward pass finds out where an activation clipped from the norm's input, which it reads anyway, not from its output;
-- the sum Y_H that a norm takes is written in the pass that normalises it, not in one before;
-- a high map is written together with its pool (`inductor.with_pool`).
+- the sum Y_H that a norm takes is written in the pass that normalises it, not in one before.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from octnet.clipping import Bounds
 from octnet.inductor import apart, with_pool, written
 from octnet.pointwise import Moments
-from octnet.resampling import spread
-
-
-class Bounds(NamedTuple):
-    """What an activation clips to."""
-
-    low: float
-    high: float
-    in_place: bool
-
-    @classmethod
-    def of(cls, func: Any, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> "Bounds | None":
-        """Of a call func(x, ...), whose arguments are F.hardtanh's by name; None where func does something else."""
-        if func in (F.relu, torch.relu, torch.relu_):
-            return cls(0.0, math.inf, inplace or func is torch.relu_)
-        if func is F.relu6:
-            return cls(0.0, 6.0, inplace)
-        return cls(min_val, max_val, inplace) if func is F.hardtanh else None
-
-    def clip(self, x: Tensor) -> Tensor:
-        """x between the bounds."""
-        return torch.clamp(x, self.low, None if math.isinf(self.high) else self.high)
-
-    def pass_on(self, g: Tensor, x: Tensor) -> Tensor:
-        """The gradient g of `clip(x)`, where x, or clip(x), is within the bounds."""
-        clipped = x <= self.low if math.isinf(self.high) else (x <= self.low) | (x >= self.high)
-        return torch.where(clipped, 0, g)
 
 
 class Batch(NamedTuple):
@@ -80,17 +51,13 @@ class Batch(NamedTuple):
         y: Tensor = _Normalize.apply(*self, bounds)
         return y
 
+    def plus(self, residual: Tensor) -> None:
+        """A sum comes after the norm."""
 
-def clip(x: Tensor, bounds: Bounds) -> Tensor:
-    """x between the bounds."""
-    y: Tensor = _Clip.apply(x, bounds, False)
-    return y
-
-
-def clip_with_pool(x: Tensor, bounds: Bounds) -> tuple[Tensor, Tensor]:
-    """x (B, C, H, W) between the bounds, and its pool (B, C, H/2, W/2)."""
-    y: tuple[Tensor, Tensor] = _Clip.apply(x, bounds, True)
-    return y
+    def clipped(self, bounds: Bounds, pools: bool) -> Sequence[Tensor]:
+        """What is normalised, between the bounds, and its pool if that is wanted."""
+        y = self.normalize(bounds)
+        return with_pool(y) if pools else [y]
 
 
 class _Normalize(torch.autograd.Function):
@@ -122,24 +89,6 @@ class _Normalize(torch.autograd.Function):
         constant, slope = written(scale * g_bias / n, False), written(scale * rstd * g_weight / n, False)
         g_x = for_x * scale - constant - (_wide(x) - mean) * slope
         return g_x.to(x.dtype), None, None, g_weight.flatten().to(ctx.dtype), g_bias.flatten().to(ctx.dtype), None, None
-
-
-class _Clip(torch.autograd.Function):
-    """Keeps its output; the gradient, which a residual sum hands on to both of its sides, is written once."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, bounds: Bounds, pools: bool) -> Any:
-        y = bounds.clip(x)
-        y, pooled = with_pool(y) if pools else (y, None)
-        ctx.save_for_backward(y)
-        ctx.bounds = bounds
-        return (y, pooled) if pools else y
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor, g_pool: Tensor | None = None) -> Any:
-        (y,) = ctx.saved_tensors
-        g = g if g_pool is None else g + spread(g_pool / 4)
-        return written(ctx.bounds.pass_on(g, y), False), None, None
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from octnet.clipping import Bounds, Step, clip, clip_with_pool
 from octnet.errors import OctaveError, OddSizeError
 from octnet.inductor import fuses, with_pool
-from octnet.norm import Batch, Bounds, clip, clip_with_pool
+from octnet.norm import Batch
 from octnet.pointwise import Moments
 from octnet.resampling import upsample
 
@@ -23,8 +24,8 @@ from octnet.resampling import upsample
 class Octave:
     """A feature map (B, C, H, W) as `high` (B, C_h, H, W) and `low` (B, C_l, H/2, W/2), C = C_h + C_l; either may be None.
 
-    Compiled, a pair may know more about itself, for whoever comes next: the pool of `high` that was written with it, what its
-    parts were before a batch norm, and what they measure.
+    Compiled, a pair may know more about itself, for whoever comes next: the pool of `high` that was written with it; the steps
+    that write its parts, of which what comes next can still become part; and what its parts measure.
     """
 
     def __init__(
@@ -32,13 +33,13 @@ class Octave:
         high: Tensor | None,
         low: Tensor | None,
         pooled: Tensor | None = None,
-        normalized: tuple[Batch, Batch] | None = None,
+        steps: tuple[Step, Step] | None = None,
         moments: tuple[Moments, Moments] | None = None,
     ) -> None:
         self.high = high
         self.low = low
         self.pooled = pooled
-        self.normalized = normalized
+        self.steps = steps
         self.moments = moments
 
     def map(self, f: Callable[[Tensor], Tensor]) -> "Octave":
@@ -97,8 +98,8 @@ class Octave:
 
     def _forget(self) -> None:
         """Before an operation that may be in place: what the pair knew about itself no longer holds."""
-        if self.pooled is not None or self.normalized is not None or self.moments is not None:
-            self.pooled = self.normalized = self.moments = None
+        if self.pooled is not None or self.steps is not None or self.moments is not None:
+            self.pooled = self.steps = self.moments = None
 
     def mean(self, dim: int | Sequence[int], keepdim: bool = False) -> Tensor:
         """Mean over space: (B, C) or (B, C, 1, 1), channels [high, low]."""
@@ -117,11 +118,17 @@ class Octave:
         return torch.cat(high + low, 1)
 
     def __add__(self, other: Any) -> "Octave":
-        return _combine(torch.add, self, other)
+        return _plus(self, other)
 
     def __iadd__(self, other: Any) -> "Octave":
+        if not fuses(self.parts[0]) or not isinstance(other, Octave) or other.dtype != self.dtype:
+            self._forget()
+            return _combine(Tensor.add_, self, other)
+        total = _plus(self, other)
         self._forget()
-        return _combine(Tensor.add_, self, other)
+        # seen by whoever else holds the pair; the maps stay as they are, for steps that read them
+        self.high, self.low = total.high, total.low
+        return total
 
     def __mul__(self, other: Any) -> "Octave":
         return _combine(torch.mul, self, other)
@@ -182,6 +189,15 @@ def _combine(op: Callable[[Any, Any], Tensor], x: Any, y: Any) -> Octave:
     )
 
 
+def _plus(x: Octave, y: Any) -> Octave:
+    """x + y; of a convolution that isn't carried out yet it becomes part."""
+    total = _combine(torch.add, x, y)
+    if x.steps is not None and isinstance(y, Octave) and y.dtype == x.dtype:
+        high, low = (step.plus(part) for step, part in zip(x.steps, y.parts, strict=True))
+        total.steps = None if high is None or low is None else (high, low)
+    return total
+
+
 def _binary(op: Callable[[Any, Any], Tensor]) -> Callable[..., Octave]:
     def handler(func: Any, x: Any, y: Any, **kwargs: Any) -> Octave:
         if kwargs:
@@ -200,20 +216,21 @@ def _activation(func: Callable[..., Tensor], x: Octave, *args: Any, **kwargs: An
     """Pointwise; compiled, together with the pool of the high map, and with the batch norm before it."""
     if x.high is None or x.low is None or not fuses(x.high):
         return _pointwise(func, x, *args, **kwargs)
-    bounds = Bounds.of(func, *args, **kwargs) if torch.is_grad_enabled() else None
+    bounds = Bounds.of(func, *args, **kwargs)
     if bounds is None:
         y = _pointwise(func, x, *args, **kwargs)
         assert y.high is not None
         high, pooled = with_pool(y.high)
         return Octave(high, y.low, pooled)
-    if x.normalized is None:
+    if x.steps is None:
         high, pooled = clip_with_pool(x.high, bounds)
         low = clip(x.low, bounds)
     else:
-        high, low = (batch.normalize(bounds) for batch in x.normalized)
-        high, pooled = with_pool(high)
+        high, pooled = x.steps[0].clipped(bounds, pools=True)
+        (low,) = x.steps[1].clipped(bounds, pools=False)
     if bounds.in_place:  # seen by whoever else holds the pair
-        x.high, x.low, x.pooled, x.normalized, x.moments = high, low, pooled, None, None
+        x._forget()
+        x.high, x.low, x.pooled = high, low, pooled
     return Octave(high, low, pooled)
 
 
@@ -261,7 +278,7 @@ def _batch_norm(
     high = Batch.of(x.high, of_high, momentum, eps, high=True, moments=of_maps[0])
     low = Batch.of(x.low, of_low, momentum, eps, high=False, moments=of_maps[1])
     # where a clipping activation follows, it begins with (high, low), and what is normalised here is never compiled
-    return Octave(high.normalize(), low.normalize(), normalized=(high, low))
+    return Octave(high.normalize(), low.normalize(), steps=(high, low))
 
 
 def _conv2d(

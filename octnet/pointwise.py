@@ -1,9 +1,11 @@
-"""A 1×1 convolution for training on a GPU that writes its result once: the other frequency added, its statistics taken.
+"""1×1 convolutions for compiled networks on a GPU that write their result once.
 
-    Y = f(X; W) + Z      Z: nothing, a map of Y's size, or upsample(a map of half of it)
+    Y = clip(f(X; W) + f(X'; W') + b + R)
 
-The library's convolution, the sum and a batch norm's statistics read and write Y three times. Here a tile of Y is summed and
-measured before it leaves the processor (octnet/kernels.py); the tiles' moments are joined afterwards.
+X', the other frequency, is of Y's size or of half of it and then upsampled; R, a shortcut, is of Y's size; both may be missing,
+and so may the bias b and the bounds. Where libraries read and write Y for each of these, here a tile of it is finished before it
+leaves the processor (octnet/kernels.py), with its pool, or its moments for a norm. L→H costs four times its multiply-adds, and no
+map between: by the count of results/speed/README.md never slower, for a 1×1 convolution waits for memory.
 """
 
 from typing import NamedTuple
@@ -12,11 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, library
 
+from octnet.clipping import Bounds
 from octnet.inductor import NAMESPACE, fuses
 from octnet.plain import Geometry, add
+from octnet.resampling import pool
 
 DTYPES = {torch.float16, torch.bfloat16}  # of what is multiplied; of float32 a kernel would round to TF32
-TILE = 128  # pixels
+TILE = 128  # pixels whose moments are taken together
 
 
 class Moments(NamedTuple):
@@ -37,9 +41,46 @@ class Moments(NamedTuple):
         return var[None, :, None, None], mean[None, :, None, None]
 
 
-def fits(x_h: Tensor | None, x_l: Tensor | None, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> bool:
+class Product(NamedTuple):
+    """A frequency's map of a 1×1 convolution that isn't carried out yet: what comes next may still become part of it."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    other: Tensor | None = None
+    other_weight: Tensor | None = None
+    residual: Tensor | None = None
+
+    @classmethod
+    def of(cls, geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> "Product":
+        """As `Geometry.conv`."""
+        return cls(x, weight, bias)
+
+    def joined(self, path: "Product") -> "Product":
+        """With the path from the other frequency."""
+        return self._replace(other=path.x, other_weight=path.weight)
+
+    def plus(self, residual: Tensor) -> "Product | None":
+        """With a shortcut; None: it has one."""
+        return self._replace(residual=residual) if self.residual is None else None
+
+    def written(self) -> Tensor:
+        """Y."""
+        return pointwise(*self, None, None, False, None)[0]
+
+    def clipped(self, bounds: Bounds, pools: bool) -> list[Tensor]:
+        """Y between the bounds, and its pool if that is wanted."""
+        return pointwise(*self, bounds.low, bounds.high, pools, None)
+
+    def measured(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Y and its moments."""
+        y, sums, squares = pointwise(*self, None, None, False, TILE)
+        return y, sums, squares
+
+
+def fits(x_h: Tensor | None, x_l: Tensor | None, weight: Tensor, geometry: Geometry) -> bool:
     """Whether `pointwise` can compute this octave convolution's paths, compiled where that moves less."""
-    if not fuses(weight) or weight.dtype not in DTYPES or bias is not None or x_h is None:
+    if not fuses(weight) or weight.dtype not in DTYPES or x_h is None:
         return False
     out_low = geometry.low_channels
     in_high, out_high = x_h.shape[1], weight.shape[0] - out_low
@@ -52,18 +93,38 @@ def fits(x_h: Tensor | None, x_l: Tensor | None, weight: Tensor, bias: Tensor | 
 
 
 @library.triton_op(f"{NAMESPACE}::pointwise", mutates_args=())
-def pointwise(x: Tensor, weight: Tensor, cross: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Y (B, C', H, W) of x (B, C, H, W), weight (C', C, 1, 1), cross (B, C', H, W) or (B, C', H/2, W/2); and its `Moments`."""
+def pointwise(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    other: Tensor | None,
+    other_weight: Tensor | None,
+    residual: Tensor | None,
+    low: float | None,
+    high: float | None,
+    pools: bool,
+    tile: int | None,
+) -> list[Tensor]:
+    """Y (B, C', H, W) of x (B, C, H, W) and weight (C', C, 1, 1), and pool(Y), or its `Moments` in tiles of as many pixels."""
     if x.is_cuda:
         from octnet.kernels import launch
 
-        return launch(x, weight, cross, TILE)
-    y = F.conv2d(x, weight)
-    y = y if cross is None else add(y, cross)
+        return launch(x, weight, bias, other, other_weight, residual, low, high, pools, tile)
+    y = F.conv2d(x, weight, bias)
+    if other is not None and other_weight is not None:
+        y = add(y, F.conv2d(other, other_weight))
+    y = y if residual is None else y + residual
+    y = y if low is None else y.clamp(low, high)
+    if pools:
+        return [y, pool(y)]
+    return [y] if tile is None else [y, *_moments(y, tile)]
+
+
+def _moments(y: Tensor, tile: int) -> Moments:
     pixels = y.permute(0, 2, 3, 1).flatten(0, 2).to(torch.promote_types(y.dtype, torch.float32))  # (B·H·W, C')
     count = pixels.shape[0]
-    tiles = F.pad(pixels, (0, 0, 0, -count % TILE)).unflatten(0, (-1, TILE))  # (T, TILE, C')
-    inside = (torch.arange(tiles.shape[0] * TILE, device=x.device) < count).view(-1, TILE, 1)
+    tiles = F.pad(pixels, (0, 0, 0, -count % tile)).unflatten(0, (-1, tile))  # (T, tile, C')
+    inside = (torch.arange(tiles.shape[0] * tile, device=y.device) < count).view(-1, tile, 1)
     sums = tiles.sum(1)
     differences = torch.where(inside, tiles - (sums / inside.sum(1))[:, None], 0)
-    return y, sums, differences.square().sum(1)
+    return Moments(sums, differences.square().sum(1))

@@ -1,11 +1,11 @@
 """The ways to compute an octave convolution's maps and their gradients; fast.py chooses among them.
 
-Each way is a function of the maps (a measured one gives their moments, too), and one of their gradients that gives those of X_H
-and X_L and writes the kernel's into `g_w`, where there is one.
+Each way is a function of the maps, and one of their gradients that gives those of X_H and X_L and writes the kernel's into `g_w`,
+where there is one.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from octnet import plain
 from octnet.compiling import compiles
 from octnet.inductor import fuses, with_pool
 from octnet.plain import Geometry, Maps
-from octnet.pointwise import pointwise
+from octnet.pointwise import Product
 from octnet.resampling import pool, spread
 
 Wants = tuple[bool, bool]  # whether the gradients of X_H and of X_L are wanted
@@ -131,9 +131,7 @@ def narrow_out_gradients(
     return g_xh, g_xl
 
 
-def narrow_in(
-    x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry, pooled: Any = None, conv: Any = conv
-) -> Maps:
+def narrow_in(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry, pooled: Any = None) -> Maps:
     """A 1×1 convolution from few channels: they change frequency first; W_LH on the upsampled X_L.
 
     (1) with upsample(W X) = W upsample(X):  Y_H = f([X_H, upsample(X_L)]; [W_HH W_LH]), Y_L = f([pool(X_H), X_L]; [W_HL W_LL]).
@@ -161,48 +159,20 @@ def narrow_in_gradients(
     return g_xh, g_xl
 
 
-class _Product(NamedTuple):
-    """A 1×1 convolution that isn't carried out yet, and a map to be added."""
-
-    x: Tensor
-    weight: Tensor
-    cross: Tensor | None = None
-
-    @staticmethod
-    def of(geometry: Geometry, x: Tensor, weight: Tensor, bias: None) -> "_Product":
-        return _Product(x, weight)
-
-    @staticmethod
-    def add(y: Any, x: Any) -> Any:
-        return _Product(y.x, y.weight, F.conv2d(x.x, x.weight))
-
-
-def four_paths_measured(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry, pooled: Any) -> Any:
-    """`four_paths` of a 1×1 convolution: Y_H, Y_L and their moments."""
-    later: Any = _Product
-    high, low = plain.octconv2d(x_h, x_l, weight, None, geometry, later.add, later.of, _pool_unless(x_h, pooled))
-    return _measured(high, low)
-
-
-def narrow_in_measured(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry, pooled: Any) -> Any:
-    """`narrow_in`: Y_H, Y_L and their moments."""
-    return _measured(*narrow_in(x_h, x_l, weight, None, geometry, pooled, _Product.of))
-
-
-def _measured(high: Any, low: Any) -> tuple[Tensor, ...]:
-    """Both products' maps, then both of each one's moments."""
-    (y_h, *of_high), (y_l, *of_low) = pointwise(*high), pointwise(*low)
-    return y_h, y_l, *of_high, *of_low
+def products(
+    x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry, pooled: Any = None
+) -> tuple[Product, Product]:
+    """`four_paths` of a 1×1 convolution to both frequencies, not carried out yet; where `pointwise.fits`."""
+    later: Any = Product
+    high, low = plain.octconv2d(x_h, x_l, weight, bias, geometry, later.joined, later.of, _pool_unless(x_h, pooled))
+    return cast(Product, high), cast(Product, low)
 
 
 WAYS: dict[str | None, tuple[Callable[..., Any], Callable[..., Maps]]] = {
     None: (four_paths, four_paths_gradients),
     "out": (narrow_out, narrow_out_gradients),
     "in": (narrow_in, narrow_in_gradients),
-    "measured": (four_paths_measured, four_paths_gradients),
-    "in, measured": (narrow_in_measured, narrow_in_gradients),
 }
-MEASURED = {None: "measured", "in": "in, measured"}
 
 
 def _pool_unless(x_h: Any, pooled: Any) -> Callable[[Tensor], Tensor]:

@@ -1,86 +1,119 @@
 """The 1×1 convolution that measures its result. The kernel runs in Triton's interpreter; the oracle is PyTorch."""
 
+import copy
+import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from torch import Tensor, library
+from torch import Tensor, fx, library, nn
+from torch._dynamo.backends.registry import lookup_backend
 
-from octnet import inductor, pointwise, ways
+from octnet import inductor, pointwise
+from octnet.conv import OctConv2d
+from octnet.fold import fold_batch_norms
+from octnet.octave import Octave
 from octnet.plain import Geometry
-from octnet.pointwise import Moments
+from octnet.pointwise import TILE, Moments, Product
 
-# tiles of 128 pixels and of 32, 64 and 128 channels: full ones, others, more than one; with and without a map to be added
-CASES = [
-    (2, 24, 24, 6, 10, 2),
-    (1, 72, 136, 12, 12, 1),
-    (3, 16, 64, 4, 6, 0),
-    (1, 136, 192, 16, 16, 2),
-    (2, 8, 256, 8, 8, 2),
+# (batch, channels, of the output, height, width) and what there is beside: the other frequency's channels and how much
+# smaller it is; tiles of 32 and 128 pixels and of 32, 64 and 128 channels: full ones, others, more than one
+Case = tuple[tuple[int, int, int, int, int], dict[str, Any]]
+CASES: list[Case] = [
+    ((2, 24, 24, 6, 10), {"other": (8, 2), "tile": TILE}),
+    ((1, 72, 136, 12, 12), {"other": (8, 1), "tile": TILE, "bias": True}),
+    ((3, 16, 64, 4, 6), {"tile": TILE}),
+    ((1, 136, 192, 16, 16), {"other": (136, 2), "tile": TILE}),
+    ((2, 8, 256, 8, 8), {"other": (72, 1), "tile": TILE}),
+    ((2, 24, 40, 6, 10), {"other": (16, 2), "bias": True, "residual": True, "low": 0.0, "pools": True}),
+    ((1, 72, 136, 12, 12), {"other": (72, 2), "low": -0.5, "high": 0.5, "pools": True}),
+    ((3, 16, 64, 5, 7), {"other": (8, 1), "residual": True}),
+    ((33, 8, 128, 32, 32), {"residual": True, "bias": True, "low": 0.0, "high": 6.0, "pools": True}),
 ]
 
 
-def given(batch: int, inputs: int, outputs: int, height: int, width: int, scale: int) -> tuple[Tensor, ...]:
-    """x, the left part of a kernel, and a map of 1/scale of x's size, where scale isn't 0."""
+def given(case: Case) -> dict[str, Any]:
+    """The operation's arguments; kernels are the left parts of wider ones."""
+    (batch, inputs, outputs, height, width), beside = case
     torch.manual_seed(0)
 
     def last(*shape: int) -> Tensor:
         return torch.randn(shape).contiguous(memory_format=torch.channels_last)
 
-    weight = torch.randn(outputs, inputs + 8, 1, 1)[:, :inputs]
-    maps = [] if scale == 0 else [last(batch, outputs, height // scale, width // scale)]
-    return last(batch, inputs, height, width), weight, *maps
+    def kernel(channels: int) -> Tensor:
+        return torch.randn(outputs, channels + 8, 1, 1)[:, :channels]
+
+    channels, scale = beside.get("other", (0, 1))
+    return (
+        {
+            "x": last(batch, inputs, height, width),
+            "weight": kernel(inputs),
+            "bias": torch.randn(outputs) if "bias" in beside else None,
+            "other": last(batch, channels, height // scale, width // scale) if channels else None,
+            "other_weight": kernel(channels) if channels else None,
+            "residual": last(batch, outputs, height, width) if "residual" in beside else None,
+        }
+        | {"low": None, "high": None, "pools": False, "tile": None}
+        | {key: beside[key] for key in ("low", "high", "pools", "tile") if key in beside}
+    )
 
 
-def expected(x: Tensor, weight: Tensor, cross: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Y, and variance and mean of its channels."""
-    y = F.conv2d(x.double(), weight.double())
-    y = y if cross is None else y + F.interpolate(cross.double(), size=y.shape[2:], mode="nearest")
-    return y, *torch.var_mean(y, (0, 2, 3), correction=0, keepdim=True)
+def expected(given: dict[str, Any]) -> list[Tensor]:
+    """Y, then its pool, or variance and mean of its channels."""
+    maps = {key: value.double() for key, value in given.items() if isinstance(value, Tensor)}
+    y = F.conv2d(maps["x"], maps["weight"], maps.get("bias"))
+    if "other" in maps:
+        y = y + F.interpolate(F.conv2d(maps["other"], maps["other_weight"]), size=y.shape[2:], mode="nearest")
+    if "residual" in maps:
+        y = y + maps["residual"]
+    y = y if given["low"] is None else F.hardtanh(y, given["low"], math.inf if given["high"] is None else given["high"])
+    if given["pools"]:
+        return [y, F.avg_pool2d(y, 2)]
+    return [y] if given["tile"] is None else [y, *torch.var_mean(y, (0, 2, 3), correction=0, keepdim=True)]
 
 
-def assert_expected(found: Any, *inputs: Tensor, tolerance: float = 1e-4) -> None:
-    y, *moments = found
-    pixels = y.numel() // y.shape[1]
-    for got, want in zip((y, *Moments(*moments).var_mean(pixels)), expected(*inputs), strict=True):
-        torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
+def assert_expected(found: list[Tensor], given: dict[str, Any], tolerance: float = 1e-4) -> None:
+    y, *more = found
     assert y.is_contiguous(memory_format=torch.channels_last)
+    if given["tile"] is not None:
+        more = list(Moments(*more).var_mean(y.numel() // y.shape[1]))
+    for got, want in zip((y, *more), expected(given), strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_y_and_its_moments(case: tuple[int, ...]) -> None:
-    inputs = given(*case)
-    assert_expected(pointwise.pointwise(*inputs, *[None] * (3 - len(inputs))), *inputs)
+def test_y_and_what_comes_with_it(case: Case) -> None:
+    inputs = given(case)
+    assert_expected(pointwise.pointwise(**inputs), inputs)
 
 
 def test_the_kernel(tmp_path: Path) -> None:
     """In a process of its own: the interpreter is chosen when Triton is imported."""
     pytest.importorskip("triton", "3.9", reason="the interpreter of torch 2.11's Triton can't read numpy's numbers")
-    wide = [given(*case) for case in CASES]
-    narrow = [tuple(x.half() for x in maps) for maps in wide]  # bfloat16 is beyond the interpreter
-    inputs = wide + narrow
-    torch.save(inputs, tmp_path / "inputs.pt")
+    wide = [given(case) for case in CASES]
+    # bfloat16 is beyond the interpreter
+    narrow = [{key: x.half() if isinstance(x, Tensor) else x for key, x in inputs.items()} for inputs in wide]
+    torch.save(wide + narrow, tmp_path / "inputs.pt")
     program = """
 import sys, torch
 from octnet.kernels import launch
-from octnet.pointwise import TILE
-inputs = torch.load(sys.argv[1])
-torch.save([launch(*maps, *[None] * (3 - len(maps)), TILE) for maps in inputs], sys.argv[2])
+torch.save([launch(**inputs) for inputs in torch.load(sys.argv[1])], sys.argv[2])
 """
     files = str(tmp_path / "inputs.pt"), str(tmp_path / "outputs.pt")
     subprocess.run([sys.executable, "-c", program, *files], env=os.environ | {"TRITON_INTERPRET": "1"}, check=True)
-    for maps, outputs in zip(inputs, torch.load(files[1]), strict=True):
-        assert_expected(outputs, *maps, tolerance=1e-4 if maps[0].dtype == torch.float32 else 2e-2)
+    for inputs, outputs in zip(wide + narrow, torch.load(files[1]), strict=True):
+        assert_expected(outputs, inputs, tolerance=1e-4 if inputs["x"].dtype == torch.float32 else 2e-2)
 
 
 REFUSED: list[dict[str, Any]] = [
-    {"bias": torch.zeros(32)},
     {"dtype": torch.float32},
     {"high": 12},
     {"kernel": 3},
@@ -91,7 +124,7 @@ REFUSED: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("change", [{}, *REFUSED])
 def test_what_it_takes(change: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """16 bits, channels last, channels by 8, no bias; else the library's convolutions run."""
+    """16 bits, channels last, channels by 8; else the library's convolutions run."""
     monkeypatch.setattr(pointwise, "fuses", lambda x: True)
     a: dict[str, Any] = {"high": 16, "kernel": 1, "low_channels": 16, "dtype": torch.float16} | change
     layout = change.get("memory_format", torch.channels_last)
@@ -101,47 +134,150 @@ def test_what_it_takes(change: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
     )
     weight = torch.zeros(32, 32, a["kernel"], a["kernel"], dtype=a["dtype"])
     geometry = Geometry(1, (0, 0), (1, 1), 1, a["low_channels"])
-    assert pointwise.fits(high, low, weight, change.get("bias"), geometry) == (not change)
+    assert pointwise.fits(high, low, weight, geometry) == (not change)
 
 
-def test_it_keeps_pytorchs_rules() -> None:
-    library.opcheck(pointwise.pointwise, given(*CASES[0]))
+@pytest.mark.parametrize("case", [CASES[0], CASES[5]])
+def test_it_keeps_pytorchs_rules(case: Case) -> None:
+    library.opcheck(pointwise.pointwise, tuple(given(case).values()))
 
 
 def test_moments_of_a_mean_far_from_zero() -> None:
     """Where sums of squares would have lost the variance."""
     x = torch.randn(2, 8, 12, 12) + 1e4
-    _, *moments = pointwise.pointwise(x, torch.eye(8)[:, :, None, None], None)
+    _, *moments = Product(x, torch.eye(8)[:, :, None, None]).measured()
     var, _ = Moments(*moments).var_mean(2 * 12 * 12)
     torch.testing.assert_close(var, x.double().var((0, 2, 3), correction=0, keepdim=True).float(), rtol=1e-2, atol=0)
 
 
-# in stages 1 to 3: a block's first and last convolution, the shortcut; at α = .125 two of them are computed on their narrow side
-@pytest.mark.parametrize(("alpha", "count"), [(0.125, 7), (0.5, 9)])
-def test_a_training_step(alpha: float, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a network compiled as for a GPU: outputs, gradients, running statistics are the eager ones."""
+class Call(NamedTuple):
+    """What a call of the operation was asked for beside Y."""
+
+    clips: bool
+    adds_residual: bool
+    pools: bool
+    measures: bool
+
+
+class Compiler:
+    """Compiles as for a GPU, and notes the operation's calls that what is computed needs."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+
+    def __call__(self, graph: fx.GraphModule, inputs: Any) -> Any:
+        needed = copy.deepcopy(graph)
+        needed.graph.eliminate_dead_code()
+        for part in needed.modules():
+            for node in part.graph.nodes if isinstance(part, fx.GraphModule) else ():
+                if node.target is getattr(torch.ops, inductor.NAMESPACE).pointwise.default:
+                    residual, low, _, pools, tile = node.args[-5:]
+                    self.calls.append(Call(low is not None, residual is not None, pools, tile is not None))
+        return lookup_backend("aot_eager")(graph, inputs)
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[Compiler]:
     monkeypatch.setattr(inductor, "DEVICES", {"cpu"})
     monkeypatch.setattr(pointwise, "DTYPES", {torch.float64})
     torch._dynamo.reset()
+    yield Compiler()
+    torch._dynamo.reset()
+
+
+def network(alpha: float, **changes: Any) -> nn.Module:
     torch.manual_seed(0)
-    model = timm.create_model("oct_resnet26", alpha=alpha, layers=(1, 1, 1, 1), num_classes=3).double()
-    model.to(memory_format=torch.channels_last)
-    x = torch.randn(2, 3, 64, 64, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    model = timm.create_model("oct_resnet26", alpha=alpha, layers=(2, 1, 1, 1), num_classes=3, **changes)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):  # so that none of them is the identity
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias)
+            assert norm.running_var is not None
+            norm.running_var.uniform_(0.5, 1.5)
+    return model.double().to(memory_format=torch.channels_last)
+
+
+def images() -> Tensor:
+    return torch.randn(2, 3, 64, 64, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("alpha", [0.125, 0.5])
+def test_a_training_step(alpha: float, compiler: Compiler) -> None:
+    """Outputs, gradients, running statistics are the eager ones."""
+    model = network(alpha)
+    x = images()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    measured = ways._measured
-    layers: list[int] = []
-
-    def watch(*products: Any) -> Any:
-        layers.append(1)
-        return measured(*products)
-
-    monkeypatch.setattr(ways, "_measured", watch)
     results: list[list[Tensor]] = []
-    for f in (torch.compile(model, backend="aot_eager", fullgraph=True), model):
+    for f in (torch.compile(model, backend=compiler, fullgraph=True), model):
         model.load_state_dict(before)
         logits = f(x)
         gradients = torch.autograd.grad(logits.square().sum(), list(model.parameters()))
         results.append([logits, *gradients, *(v.clone() for k, v in model.state_dict().items() if "running" in k)])
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-8)
-    assert len(layers) == count
+    # both maps of stages 1 to 3: four blocks' first and last convolutions, three shortcuts
+    assert compiler.calls == 22 * [Call(clips=False, adds_residual=False, pools=False, measures=True)]
+
+
+@pytest.mark.parametrize("alpha", [0.125, 0.5])
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_inference(alpha: float, context: Callable[[], AbstractContextManager[None]], compiler: Compiler) -> None:
+    """With batch norms folded, the eager outputs; activations, shortcuts and pools are parts of the convolutions."""
+    model = network(alpha).eval()
+    x = images()
+    compiled = torch.compile(fold_batch_norms(copy.deepcopy(model)), backend=compiler, fullgraph=True)
+    with context():
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-6, atol=1e-8)
+    first = [Call(True, False, pools, False) for pools in (True, False)]
+    last = [Call(True, True, pools, False) for pools in (True, False)]
+    shortcut = 2 * [Call(False, False, False, False)]
+    assert sorted(compiler.calls) == sorted(4 * first + 4 * last + 3 * shortcut)
+
+
+def test_inference_with_batch_norms(compiler: Compiler) -> None:
+    """Of a network as it was trained."""
+    model = network(0.25).eval()
+    x = images()
+    with torch.no_grad():
+        compiled = torch.compile(model, backend=compiler, fullgraph=True)
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-6, atol=1e-8)
+    assert len(compiler.calls) == 22
+
+
+class Sums(nn.Module):
+    """What a step can't take with it: a second sum, another activation; and maps that change before a step is carried out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (OctConv2d(16, 16, 1, low_channels=8) for _ in range(2))
+
+    def forward(self, x: Octave) -> list[Any]:
+        a: Any = self.first(x)
+        b: Any = self.second(x)
+        b += a
+        b += x
+        c: Any = F.relu(b) + x
+        d: Any = self.first(c)
+        F.relu(c, inplace=True)  # d comes from what c was
+        d += c
+        e: Any = self.second(d)
+        d += x
+        d += x  # e comes from what d was
+        return [c, F.silu(a), F.relu6(d), F.hardtanh(e)]
+
+
+def test_sums_and_maps_that_change(compiler: Compiler) -> None:
+    """The eager outputs."""
+    torch.manual_seed(0)
+    module = Sums().double()
+
+    def pair() -> Octave:
+        generator = torch.Generator().manual_seed(1)
+        high, low = (torch.randn(2, 8, n, n, dtype=torch.float64, generator=generator) for n in (8, 4))
+        return Octave(high, low).contiguous(torch.channels_last)
+
+    compiled = torch.compile(module, backend=compiler, fullgraph=True)
+    with torch.no_grad():
+        for got, want in zip(compiled(pair()), module(pair()), strict=True):
+            torch.testing.assert_close(got.parts, want.parts)
+    assert compiler.calls
