@@ -74,7 +74,9 @@ class OctConv2d(nn.Conv2d):
         geometry = Geometry(self.stride[0], self._padding, self.dilation, self.groups, out_low)
         if not self.depthwise:
             outputs = octconv2d(x_h, x_l, self.weight, self.bias, geometry, pooled)
-            return _joined(outputs.high, outputs.low, moments=outputs.moments, steps=outputs.products)
+            # a plain map may be changed in place before a step reads it; the maps of a pair are not
+            steps = outputs.products if isinstance(x, Octave) else None
+            return _joined(outputs.high, outputs.low, moments=outputs.moments, steps=steps)
         y_h = self._depthwise(x_h, pooled, slice(None, in_high), geometry)
         return _joined(y_h, self._depthwise(x_l, None, slice(in_high, None), geometry))
 

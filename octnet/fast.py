@@ -51,17 +51,19 @@ def octconv2d(
         return compute(x_h, x_l, weight, bias, geometry, pooled)
     # autocast's rule for convolutions, applied here: it isn't active in a backward pass
     dtype = torch.get_autocast_dtype(device)
-    x_h, x_l, cast, bias, pooled = (None if x is None else x.to(dtype) for x in (x_h, x_l, weight, bias, pooled))
-    assert cast is not None
+
+    def lower(x: Any) -> Any:
+        return x if x is None or x.dtype == torch.float64 else x.to(dtype)
+
     with torch.autocast(device, enabled=False):
-        return compute(x_h, x_l, cast, bias, geometry, pooled)
+        return compute(lower(x_h), lower(x_l), lower(weight), lower(bias), geometry, lower(pooled))
 
 
 def _alone(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry, pooled: Any) -> Outputs:
     """`octconv2d` without a gradient."""
     if fits(x_h, x_l, weight, geometry):
         high, low = products(x_h, x_l, weight, bias, geometry, pooled)
-        # where a clipping activation follows, it begins with the products, and these maps are never compiled
+        # a clipping activation begins with the products; where nothing else reads these maps, they are never compiled
         return Outputs(high.written(), low.written(), products=(high, low))
     way = narrow_side(x_h, x_l, weight, geometry)
     return Outputs(*WAYS[way][0](x_h, x_l, weight, bias, geometry, pooled))

@@ -25,7 +25,8 @@ class Octave:
     """A feature map (B, C, H, W) as `high` (B, C_h, H, W) and `low` (B, C_l, H/2, W/2), C = C_h + C_l; either may be None.
 
     Compiled, a pair may know more about itself, for whoever comes next: the pool of `high` that was written with it; the steps
-    that write its parts, of which what comes next can still become part; and what its parts measure.
+    that write its parts, of which what comes next can still become part; and what its parts measure. Steps read what the pair was
+    made from: between a convolution and its activation, change that by operations on pairs, not on their maps.
     """
 
     def __init__(
@@ -101,6 +102,11 @@ class Octave:
         if self.pooled is not None or self.steps is not None or self.moments is not None:
             self.pooled = self.steps = self.moments = None
 
+    def _become(self, y: "Octave") -> "Octave":
+        """An operation in place, compiled: y's maps in this pair, and none changed, for steps that read them."""
+        self.high, self.low, self.pooled, self.steps, self.moments = y.high, y.low, y.pooled, y.steps, y.moments
+        return self
+
     def mean(self, dim: int | Sequence[int], keepdim: bool = False) -> Tensor:
         """Mean over space: (B, C) or (B, C, 1, 1), channels [high, low]."""
         _check_spatial("mean", dim)
@@ -121,14 +127,12 @@ class Octave:
         return _plus(self, other)
 
     def __iadd__(self, other: Any) -> "Octave":
-        if not fuses(self.parts[0]) or not isinstance(other, Octave) or other.dtype != self.dtype:
+        if not fuses(self.parts[0]):
             self._forget()
             return _combine(Tensor.add_, self, other)
+        dtype = self.dtype
         total = _plus(self, other)
-        self._forget()
-        # seen by whoever else holds the pair; the maps stay as they are, for steps that read them
-        self.high, self.low = total.high, total.low
-        return total
+        return self._become(total if total.dtype == dtype else total.map(lambda part: part.to(dtype)))
 
     def __mul__(self, other: Any) -> "Octave":
         return _combine(torch.mul, self, other)
@@ -192,7 +196,7 @@ def _combine(op: Callable[[Any, Any], Tensor], x: Any, y: Any) -> Octave:
 def _plus(x: Octave, y: Any) -> Octave:
     """x + y; of a convolution that isn't carried out yet it becomes part."""
     total = _combine(torch.add, x, y)
-    if x.steps is not None and isinstance(y, Octave) and y.dtype == x.dtype:
+    if x.steps is not None and isinstance(y, Octave) and y.dtype == x.dtype and fuses(x.parts[0]):
         high, low = (step.plus(part) for step, part in zip(x.steps, y.parts, strict=True))
         total.steps = None if high is None or low is None else (high, low)
     return total
@@ -208,30 +212,30 @@ def _binary(op: Callable[[Any, Any], Tensor]) -> Callable[..., Octave]:
 
 
 def _pointwise(func: Callable[..., Tensor], x: Octave, *args: Any, **kwargs: Any) -> Octave:
+    if kwargs.get("inplace") and fuses(x.parts[0]):
+        return x._become(x.map(lambda part: func(part, *args, **kwargs | {"inplace": False})))
     x._forget()
     return x.map(lambda part: func(part, *args, **kwargs))
 
 
 def _activation(func: Callable[..., Tensor], x: Octave, *args: Any, **kwargs: Any) -> Octave:
-    """Pointwise; compiled, together with the pool of the high map, and with the batch norm before it."""
+    """Pointwise; compiled, together with the pool of the high map, and with the convolution or batch norm before it."""
     if x.high is None or x.low is None or not fuses(x.high):
         return _pointwise(func, x, *args, **kwargs)
     bounds = Bounds.of(func, *args, **kwargs)
     if bounds is None:
         y = _pointwise(func, x, *args, **kwargs)
         assert y.high is not None
-        high, pooled = with_pool(y.high)
-        return Octave(high, y.low, pooled)
+        y.high, y.pooled = with_pool(y.high)
+        return y
     if x.steps is None:
         high, pooled = clip_with_pool(x.high, bounds)
         low = clip(x.low, bounds)
     else:
         high, pooled = x.steps[0].clipped(bounds, pools=True)
         (low,) = x.steps[1].clipped(bounds, pools=False)
-    if bounds.in_place:  # seen by whoever else holds the pair
-        x._forget()
-        x.high, x.low, x.pooled = high, low, pooled
-    return Octave(high, low, pooled)
+    y = Octave(high, low, pooled)
+    return x._become(y) if bounds.in_place else y
 
 
 def _pool(func: Callable[..., Tensor], x: Octave, *args: Any, **kwargs: Any) -> Octave:

@@ -42,7 +42,10 @@ class Moments(NamedTuple):
 
 
 class Product(NamedTuple):
-    """A frequency's map of a 1×1 convolution that isn't carried out yet: what comes next may still become part of it."""
+    """A frequency's map of a 1×1 convolution that isn't carried out yet: what comes next may still become part of it.
+
+    Measured, it is part of a gradient's own Function; else it is a constant to autograd.
+    """
 
     x: Tensor
     weight: Tensor
@@ -61,20 +64,23 @@ class Product(NamedTuple):
         return self._replace(other=path.x, other_weight=path.weight)
 
     def plus(self, residual: Tensor) -> "Product | None":
-        """With a shortcut; None: it has one."""
-        return self._replace(residual=residual) if self.residual is None else None
+        """With a shortcut; None: it has one, or the sum may have a gradient."""
+        if self.residual is not None or torch.is_grad_enabled():
+            return None
+        return self._replace(residual=residual)
 
     def written(self) -> Tensor:
         """Y."""
-        return pointwise(*self, None, None, False, None)[0]
+        return pointwise(*self, low=None, high=None, pools=False, measures=False)[0]
 
     def clipped(self, bounds: Bounds, pools: bool) -> list[Tensor]:
         """Y between the bounds, and its pool if that is wanted."""
-        return pointwise(*self, bounds.low, bounds.high, pools, None)
+        with torch.no_grad():
+            return pointwise(*self, low=bounds.low, high=bounds.high, pools=pools, measures=False)
 
     def measured(self) -> tuple[Tensor, Tensor, Tensor]:
         """Y and its moments."""
-        y, sums, squares = pointwise(*self, None, None, False, TILE)
+        y, sums, squares = pointwise(*self, low=None, high=None, pools=False, measures=True)
         return y, sums, squares
 
 
@@ -87,9 +93,9 @@ def fits(x_h: Tensor | None, x_l: Tensor | None, weight: Tensor, geometry: Geome
     if weight.shape[2:] != (1, 1) or geometry.groups != 1 or out_low == 0 or out_high == 0:
         return False
     maps = [x for x in (x_h, x_l) if x is not None]
-    return all(x.is_contiguous(memory_format=torch.channels_last) for x in maps) and all(
-        channels % 8 == 0 for channels in (in_high, weight.shape[1] - in_high, out_high, out_low)
-    )
+    sizes = in_high, weight.shape[1] - in_high, out_high, out_low, weight.stride(0)
+    laid_out = all(x.is_contiguous(memory_format=torch.channels_last) for x in maps) and weight.stride(1) == 1
+    return laid_out and all(size % 8 == 0 for size in sizes)
 
 
 @library.triton_op(f"{NAMESPACE}::pointwise", mutates_args=())
@@ -103,13 +109,13 @@ def pointwise(
     low: float | None,
     high: float | None,
     pools: bool,
-    tile: int | None,
+    measures: bool,
 ) -> list[Tensor]:
-    """Y (B, C', H, W) of x (B, C, H, W) and weight (C', C, 1, 1), and pool(Y), or its `Moments` in tiles of as many pixels."""
+    """Y (B, C', H, W) of x (B, C, H, W) and weight (C', C, 1, 1), and with it pool(Y) or its `Moments`."""
     if x.is_cuda:
         from octnet.kernels import launch
 
-        return launch(x, weight, bias, other, other_weight, residual, low, high, pools, tile)
+        return launch(x, weight, bias, other, other_weight, residual, low, high, pools, TILE if measures else None)
     y = F.conv2d(x, weight, bias)
     if other is not None and other_weight is not None:
         y = add(y, F.conv2d(other, other_weight))
@@ -117,14 +123,14 @@ def pointwise(
     y = y if low is None else y.clamp(low, high)
     if pools:
         return [y, pool(y)]
-    return [y] if tile is None else [y, *_moments(y, tile)]
+    return [y, *_moments(y)] if measures else [y]
 
 
-def _moments(y: Tensor, tile: int) -> Moments:
+def _moments(y: Tensor) -> Moments:
     pixels = y.permute(0, 2, 3, 1).flatten(0, 2).to(torch.promote_types(y.dtype, torch.float32))  # (B·H·W, C')
     count = pixels.shape[0]
-    tiles = F.pad(pixels, (0, 0, 0, -count % tile)).unflatten(0, (-1, tile))  # (T, tile, C')
-    inside = (torch.arange(tiles.shape[0] * tile, device=y.device) < count).view(-1, tile, 1)
+    tiles = F.pad(pixels, (0, 0, 0, -count % TILE)).unflatten(0, (-1, TILE))  # (T, TILE, C')
+    inside = (torch.arange(tiles.shape[0] * TILE, device=y.device) < count).view(-1, TILE, 1)
     sums = tiles.sum(1)
     differences = torch.where(inside, tiles - (sums / inside.sum(1))[:, None], 0)
     return Moments(sums, differences.square().sum(1))

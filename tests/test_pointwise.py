@@ -22,20 +22,20 @@ from octnet.conv import OctConv2d
 from octnet.fold import fold_batch_norms
 from octnet.octave import Octave
 from octnet.plain import Geometry
-from octnet.pointwise import TILE, Moments, Product
+from octnet.pointwise import Moments, Product
 
 # (batch, channels, of the output, height, width) and what there is beside: the other frequency's channels and how much
 # smaller it is; tiles of 32 and 128 pixels and of 32, 64 and 128 channels: full ones, others, more than one
 Case = tuple[tuple[int, int, int, int, int], dict[str, Any]]
 CASES: list[Case] = [
-    ((2, 24, 24, 6, 10), {"other": (8, 2), "tile": TILE}),
-    ((1, 72, 136, 12, 12), {"other": (8, 1), "tile": TILE, "bias": True}),
-    ((3, 16, 64, 4, 6), {"tile": TILE}),
-    ((1, 136, 192, 16, 16), {"other": (136, 2), "tile": TILE}),
-    ((2, 8, 256, 8, 8), {"other": (72, 1), "tile": TILE}),
+    ((2, 24, 24, 6, 10), {"other": (8, 2), "measures": True}),
+    ((1, 72, 136, 12, 12), {"other": (8, 1), "measures": True, "bias": True}),
+    ((3, 16, 64, 4, 6), {"measures": True}),
+    ((1, 136, 192, 16, 16), {"other": (136, 2), "measures": True}),
+    ((2, 8, 256, 8, 8), {"other": (72, 1), "measures": True}),
     ((2, 24, 40, 6, 10), {"other": (16, 2), "bias": True, "residual": True, "low": 0.0, "pools": True}),
     ((1, 72, 136, 12, 12), {"other": (72, 2), "low": -0.5, "high": 0.5, "pools": True}),
-    ((3, 16, 64, 5, 7), {"other": (8, 1), "residual": True}),
+    ((3, 16, 64, 5, 7), {"other": (8, 1), "residual": True, "low": 0.0, "nan": True}),
     ((33, 8, 128, 32, 32), {"residual": True, "bias": True, "low": 0.0, "high": 6.0, "pools": True}),
 ]
 
@@ -61,8 +61,8 @@ def given(case: Case) -> dict[str, Any]:
             "other_weight": kernel(channels) if channels else None,
             "residual": last(batch, outputs, height, width) if "residual" in beside else None,
         }
-        | {"low": None, "high": None, "pools": False, "tile": None}
-        | {key: beside[key] for key in ("low", "high", "pools", "tile") if key in beside}
+        | {"low": None, "high": None, "pools": False, "measures": False}
+        | {key: beside[key] for key in ("low", "high", "pools", "measures") if key in beside}
     )
 
 
@@ -77,16 +77,16 @@ def expected(given: dict[str, Any]) -> list[Tensor]:
     y = y if given["low"] is None else F.hardtanh(y, given["low"], math.inf if given["high"] is None else given["high"])
     if given["pools"]:
         return [y, F.avg_pool2d(y, 2)]
-    return [y] if given["tile"] is None else [y, *torch.var_mean(y, (0, 2, 3), correction=0, keepdim=True)]
+    return [y, *torch.var_mean(y, (0, 2, 3), correction=0, keepdim=True)] if given["measures"] else [y]
 
 
 def assert_expected(found: list[Tensor], given: dict[str, Any], tolerance: float = 1e-4) -> None:
     y, *more = found
     assert y.is_contiguous(memory_format=torch.channels_last)
-    if given["tile"] is not None:
+    if given["measures"]:
         more = list(Moments(*more).var_mean(y.numel() // y.shape[1]))
     for got, want in zip((y, *more), expected(given), strict=True):
-        torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -105,7 +105,9 @@ def test_the_kernel(tmp_path: Path) -> None:
     program = """
 import sys, torch
 from octnet.kernels import launch
-torch.save([launch(**inputs) for inputs in torch.load(sys.argv[1])], sys.argv[2])
+from octnet.pointwise import TILE
+inputs = torch.load(sys.argv[1])
+torch.save([launch(tile=TILE if given.pop("measures") else None, **given) for given in inputs], sys.argv[2])
 """
     files = str(tmp_path / "inputs.pt"), str(tmp_path / "outputs.pt")
     subprocess.run([sys.executable, "-c", program, *files], env=os.environ | {"TRITON_INTERPRET": "1"}, check=True)
@@ -119,6 +121,7 @@ REFUSED: list[dict[str, Any]] = [
     {"kernel": 3},
     {"low_channels": 0},
     {"memory_format": torch.contiguous_format},
+    {"transposed": True},
 ]
 
 
@@ -133,6 +136,8 @@ def test_what_it_takes(change: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
         for n, size in ((a["high"], 4), (32 - a["high"], 2))
     )
     weight = torch.zeros(32, 32, a["kernel"], a["kernel"], dtype=a["dtype"])
+    if "transposed" in a:
+        weight = weight.transpose(0, 1)
     geometry = Geometry(1, (0, 0), (1, 1), 1, a["low_channels"])
     assert pointwise.fits(high, low, weight, geometry) == (not change)
 
@@ -171,8 +176,8 @@ class Compiler:
         for part in needed.modules():
             for node in part.graph.nodes if isinstance(part, fx.GraphModule) else ():
                 if node.target is getattr(torch.ops, inductor.NAMESPACE).pointwise.default:
-                    residual, low, _, pools, tile = node.args[-5:]
-                    self.calls.append(Call(low is not None, residual is not None, pools, tile is not None))
+                    low, pools, measures = (node.kwargs[key] for key in ("low", "pools", "measures"))
+                    self.calls.append(Call(low is not None, node.args[-1] is not None, pools, measures))
         return lookup_backend("aot_eager")(graph, inputs)
 
 
@@ -230,8 +235,8 @@ def test_inference(alpha: float, context: Callable[[], AbstractContextManager[No
         torch.testing.assert_close(compiled(x), model(x), rtol=1e-6, atol=1e-8)
     first = [Call(True, False, pools, False) for pools in (True, False)]
     last = [Call(True, True, pools, False) for pools in (True, False)]
-    shortcut = 2 * [Call(False, False, False, False)]
-    assert sorted(compiler.calls) == sorted(4 * first + 4 * last + 3 * shortcut)
+    alone = 2 * [Call(False, False, False, False)]  # three shortcuts, and the first of all, whose input is a plain map
+    assert sorted(compiler.calls) == sorted(3 * first + 4 * last + 4 * alone)
 
 
 def test_inference_with_batch_norms(compiler: Compiler) -> None:
@@ -244,40 +249,92 @@ def test_inference_with_batch_norms(compiler: Compiler) -> None:
     assert len(compiler.calls) == 22
 
 
-class Sums(nn.Module):
-    """What a step can't take with it: a second sum, another activation; and maps that change before a step is carried out."""
+class Layers(NamedTuple):
+    """Two 1×1 octave convolutions; functions are typed by PyTorch as of tensors."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = (OctConv2d(16, 16, 1, low_channels=8) for _ in range(2))
-
-    def forward(self, x: Octave) -> list[Any]:
-        a: Any = self.first(x)
-        b: Any = self.second(x)
-        b += a
-        b += x
-        c: Any = F.relu(b) + x
-        d: Any = self.first(c)
-        F.relu(c, inplace=True)  # d comes from what c was
-        d += c
-        e: Any = self.second(d)
-        d += x
-        d += x  # e comes from what d was
-        return [c, F.silu(a), F.relu6(d), F.hardtanh(e)]
+    a: Any
+    b: Any
 
 
-def test_sums_and_maps_that_change(compiler: Compiler) -> None:
-    """The eager outputs."""
+def sums_and_activations(f: Layers, x: Any) -> list[Any]:
+    """What a step can't take with it: a second sum, another activation, one that isn't its own."""
+    y = f.a(x) + x + x
+    z = f.b(x)
+    z += y
+    return [F.relu(y), F.silu(z), F.relu(z), F.hardtanh(z + 1), z]
+
+
+def a_changed_input(f: Layers, x: Any) -> list[Any]:
+    y, z, w = f.a(x), f.b(x), f.a(x)
+    F.silu(x, inplace=True)
+    outputs = [F.relu(y)]
+    x += 1
+    outputs.append(F.relu(z))
+    F.relu6(x, inplace=True)
+    return [*outputs, F.relu(w), x]
+
+
+def a_changed_shortcut(f: Layers, x: Any) -> list[Any]:
+    z = f.b(x)
+    y = f.a(x) + z
+    F.leaky_relu(z, inplace=True)
+    w = F.relu(y)
+    z += y
+    return [w, F.relu(y), z]
+
+
+def two_names(f: Layers, x: Any) -> list[Any]:
+    y = f.a(x)
+    z = y
+    y += x
+    y += z
+    w = F.relu(y, inplace=True)
+    w += x
+    return [w, y, z]
+
+
+def a_plain_input(f: Layers, x: Any) -> list[Any]:
+    high = torch.cat([x.high, x.high], 1)
+    y = f.a(high)
+    high += 1
+    return [F.relu(y)]
+
+
+@pytest.mark.parametrize(
+    "sequence", [sums_and_activations, a_changed_input, a_changed_shortcut, two_names, a_plain_input]
+)
+def test_steps_are_what_they_were(sequence: Callable[[Layers, Octave], list[Octave]], compiler: Compiler) -> None:
+    """Whatever happens between a convolution and an activation, the eager maps."""
     torch.manual_seed(0)
-    module = Sums().double()
+    layers = Layers(*(OctConv2d(16, 16, 1, low_channels=8).double() for _ in range(2)))
 
-    def pair() -> Octave:
+    def run(f: Any) -> list[Octave]:
         generator = torch.Generator().manual_seed(1)
         high, low = (torch.randn(2, 8, n, n, dtype=torch.float64, generator=generator) for n in (8, 4))
-        return Octave(high, low).contiguous(torch.channels_last)
+        outputs: list[Octave] = f(layers, Octave(high, low).contiguous(torch.channels_last))
+        return outputs
 
-    compiled = torch.compile(module, backend=compiler, fullgraph=True)
     with torch.no_grad():
-        for got, want in zip(compiled(pair()), module(pair()), strict=True):
+        for got, want in zip(
+            run(torch.compile(sequence, backend=compiler, fullgraph=True)), run(sequence), strict=True
+        ):
             torch.testing.assert_close(got.parts, want.parts)
     assert compiler.calls
+
+
+def test_a_frozen_layer_beside_a_trained_one(compiler: Compiler) -> None:
+    """Its maps are constants; their sum with others isn't."""
+    torch.manual_seed(0)
+    frozen, trained = (OctConv2d(16, 16, 1, low_channels=8).double() for _ in range(2))
+    frozen.requires_grad_(False)
+    high, low = (torch.randn(2, 8, n, n, dtype=torch.float64) for n in (8, 4))
+    x = Octave(high, low).contiguous(torch.channels_last)
+
+    def loss(x: Any) -> Tensor:
+        y: Any = F.relu(frozen(x) + trained(x))
+        return sum((part.square().sum() for part in y.parts), torch.zeros(()))
+
+    compiled = torch.compile(loss, backend=compiler, fullgraph=True)
+    found, expected = (torch.autograd.grad(f(x), trained.weight) for f in (compiled, loss))
+    torch.testing.assert_close(found, expected)
+    assert len(compiler.calls) == 4
