@@ -71,7 +71,7 @@ def _alone(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry, po
 
 def _differentiable(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry, pooled: Any) -> Outputs:
     """`octconv2d` with a gradient, where none of PyTorch's transforms is active."""
-    way = narrow_side(x_h, x_l, weight, geometry)
+    way = None if fits(x_h, x_l, weight, geometry) else narrow_side(x_h, x_l, weight, geometry)
     outputs = _OctConv2d.apply(x_h, x_l, weight, bias, geometry, way, pooled)
     if len(outputs) > 2:
         high, low, *moments = outputs

@@ -8,6 +8,7 @@ leaves the processor (octnet/kernels.py), with its pool, or its moments for a no
 map between: by the count of results/speed/README.md never slower, for a 1×1 convolution waits for memory.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -92,10 +93,11 @@ def fits(x_h: Tensor | None, x_l: Tensor | None, weight: Tensor, geometry: Geome
     in_high, out_high = x_h.shape[1], weight.shape[0] - out_low
     if weight.shape[2:] != (1, 1) or geometry.groups != 1 or out_low == 0 or out_high == 0:
         return False
-    maps = [x for x in (x_h, x_l) if x is not None]
+    for x in (x_h, x_l):  # a generator in a backward pass is beyond torch.compile
+        if x is not None and not x.is_contiguous(memory_format=torch.channels_last):
+            return False
     sizes = in_high, weight.shape[1] - in_high, out_high, out_low, weight.stride(0)
-    laid_out = all(x.is_contiguous(memory_format=torch.channels_last) for x in maps) and weight.stride(1) == 1
-    return laid_out and all(size % 8 == 0 for size in sizes)
+    return weight.stride(1) == 1 and math.gcd(*sizes) % 8 == 0
 
 
 @library.triton_op(f"{NAMESPACE}::pointwise", mutates_args=())

@@ -15,7 +15,7 @@ from octnet import plain
 from octnet.compiling import compiles
 from octnet.inductor import fuses, with_pool
 from octnet.plain import Geometry, Maps
-from octnet.pointwise import Product
+from octnet.pointwise import Product, fits
 from octnet.resampling import pool, spread
 
 Wants = tuple[bool, bool]  # whether the gradients of X_H and of X_L are wanted
@@ -80,9 +80,15 @@ def four_paths_gradients(
     out_high = 0 if g_h is None else g_h.shape[1]
     cut = 0 if x_h is None else x_h.shape[1] // geometry.groups
     strided = geometry.stride == 2
+    as_products = not strided and fits(x_h, x_l, weight, geometry)
+    if as_products:  # compiled, PyTorch hands gradients on with channels first
+        g_h, g_l = g_h.contiguous(memory_format=torch.channels_last), g_l.contiguous(memory_format=torch.channels_last)
     g_up = g_h  # the gradient of what upsampling gave, or would have
     if g_h is not None and x_l is not None and not strided:
         g_h, g_up = _with_sum(g_h)
+    of_inputs = _product_gradients(g_h, g_up, g_l, weight, cut, wants) if as_products else None
+    if as_products:
+        wants = False, False
 
     def path(g: Tensor, x: Tensor, part: Part, wants_x: bool) -> Any:
         return _conv_backward(g, x, weight, part, geometry, wants_x, g_w)
@@ -91,7 +97,7 @@ def four_paths_gradients(
     from_h, from_l = slice(None, cut), slice(cut, None)
     g_xh = g_xl = None
     if x_h is not None:
-        x = pool(x_h) if strided else x_h
+        x = _pool_again(x_h) if strided else x_h
         g_xh = None if g_h is None else path(g_h, x, (high, from_h), wants[0])
         if g_l is not None:
             g_xh = _unpool(path(g_l, _pool_again(x), (low, from_h), wants[0]), g_xh)
@@ -104,7 +110,22 @@ def four_paths_gradients(
         if g_h is not None:
             g_cross = path(g_up, x_l, (high, from_l), wants[1])
             g_xl = g_cross if g_xl is None else g_xl.add_(g_cross)
-    return g_xh, g_xl
+    return of_inputs or (g_xh, g_xl)
+
+
+def _product_gradients(g_h: Tensor, g_up: Tensor, g_l: Tensor, weight: Tensor, cut: int, wants: Wants) -> Maps:
+    """Of the inputs of a 1×1 convolution of stride 1, as products of the gradients and the transposed kernel."""
+    out_high = g_h.shape[1]
+
+    def product(g: Tensor, part: slice, share: float) -> Tensor:
+        rows = weight.flatten(1)[:, part].t()  # (C of X_H or X_L, C')
+        kernel = torch.cat([rows[:, :out_high], rows[:, out_high:] * share], 1)[:, :, None, None]
+        return Product(g, kernel[:, :out_high], other=g_l, other_weight=kernel[:, out_high:]).written()
+
+    return (
+        product(g_h, slice(None, cut), 1 / 4) if wants[0] else None,  # a pixel's share in its cell's mean
+        product(g_up, slice(cut, None), 1) if wants[1] else None,
+    )
 
 
 def narrow_out(x_h: Any, x_l: Any, weight: Tensor, bias: Any, geometry: Geometry, pooled: Any = None) -> Maps:
@@ -184,6 +205,8 @@ def _conv_backward(
     g: Tensor, x: Tensor, weight: Tensor, part: Part, geometry: Geometry, wants_x: bool, g_w: Tensor | None
 ) -> Tensor | None:
     """The gradient of the input of a path, whose kernel is `weight[part]`; the gradient of that is written into `g_w[part]`."""
+    if g_w is None and not wants_x:
+        return None
     weight, g_w = weight[part], None if g_w is None else g_w[part]
     if _is_product(x, weight, geometry) and g.is_contiguous(memory_format=torch.channels_last):
         rows = g.permute(0, 2, 3, 1)  # (B, H, W, C')

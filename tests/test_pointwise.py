@@ -220,8 +220,11 @@ def test_a_training_step(alpha: float, compiler: Compiler) -> None:
         results.append([logits, *gradients, *(v.clone() for k, v in model.state_dict().items() if "running" in k)])
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-8)
-    # both maps of stages 1 to 3: four blocks' first and last convolutions, three shortcuts
-    assert compiler.calls == 22 * [Call(clips=False, adds_residual=False, pools=False, measures=True)]
+    # both maps of stages 1 to 3: four blocks' first and last convolutions, three shortcuts; the gradients of their inputs,
+    # of two of them a plain map, but not of the two shortcuts of stride 2
+    forward = 22 * [Call(clips=False, adds_residual=False, pools=False, measures=True)]
+    backward = (2 * 7 + 2) * [Call(clips=False, adds_residual=False, pools=False, measures=False)]
+    assert sorted(compiler.calls) == sorted(forward + backward)
 
 
 @pytest.mark.parametrize("alpha", [0.125, 0.5])
@@ -337,4 +340,4 @@ def test_a_frozen_layer_beside_a_trained_one(compiler: Compiler) -> None:
     compiled = torch.compile(loss, backend=compiler, fullgraph=True)
     found, expected = (torch.autograd.grad(f(x), trained.weight) for f in (compiled, loss))
     torch.testing.assert_close(found, expected)
-    assert len(compiler.calls) == 4
+    assert len(compiler.calls) == 4  # X needs no gradient
