@@ -26,7 +26,8 @@ class Octave:
 
     Compiled, a pair may know more about itself, for whoever comes next: the pool of `high` that was written with it; the steps
     that write its parts, of which what comes next can still become part; and what its parts measure. Steps read what the pair was
-    made from: between a convolution and its activation, change that by operations on pairs, not on their maps.
+    made from: between a convolution and its activation, change that by operations on pairs, not on their maps. A pair that leaves
+    a compiled function takes its steps along.
     """
 
     def __init__(

@@ -146,6 +146,14 @@ def test_autocast_casts_as_for_a_plain_convolution() -> None:
         assert (a - b).norm() < 0.02 * b.norm()  # bfloat16: 8 bits
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_autocast_leaves_float64_as_for_a_plain_convolution(grad: bool) -> None:
+    x = torch.randn(1, 4, 4, 4, dtype=torch.float64)
+    layer, plain_layer = OctConv2d(4, 4, 1, low_channels=2).double(), nn.Conv2d(4, 4, 1).double()
+    with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == plain_layer(x).dtype == torch.float64
+
+
 def test_only_the_inputs_are_kept() -> None:
     """No pooled and no upsampled map: X_H, X_L and the kernel, which belong to others too."""
     layer = OctConv2d(8, 8, 3, padding=1, low_channels=4)
