@@ -1,12 +1,13 @@
 """Octave convolution, fast: what `plain.octconv2d` computes, with fewer passes over memory and less of it kept.
 
-The multiply-adds are the same. What is saved around them:
+The multiply-adds are the same, but for the last of what is saved around them:
 - L→H is added into Y_H through a view (B, C, H/2, 2, W/2, 2), which broadcasts: no upsampled map is written. (Compiled, it is
   not written either, and four dimensions keep channels last.)
 - For the backward pass X_H, X_L and the kernel are kept, each shared with what follows; pooled maps are made again.
 - The four parts of the kernel's gradient are written into one tensor, not padded with zeros and summed.
 - A 1×1 convolution on a CPU, eager, is a matrix product, without the library's conversions of its kernel.
-- Compiled for a GPU, most 1×1 convolutions write their result once, with what comes after them in it (pointwise.py).
+- Compiled for a GPU, most 1×1 convolutions write their result once, with what comes after them in it, and L→H at full
+  resolution (pointwise.py).
 """
 
 from typing import Any, NamedTuple
@@ -108,7 +109,7 @@ class _OctConv2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         x_h, x_l, weight = ctx.saved_tensors
-        g_h, g_l = _split(grads[:2], ctx.geometry, weight)
+        g_h, g_l = _split(grads[:2], ctx.geometry, weight)  # the others are of moments: nothing is learnt through them
         wants_h, wants_l, wants_w, wants_b = ctx.needs_input_grad[:4]
         g_w = torch.empty_like(weight) if wants_w else None
         g_inputs = WAYS[ctx.way][1](g_h, g_l, x_h, x_l, weight, ctx.geometry, (wants_h, wants_l), g_w)

@@ -86,9 +86,9 @@ def four_paths_gradients(
     g_up = g_h  # the gradient of what upsampling gave, or would have
     if g_h is not None and x_l is not None and not strided:
         g_h, g_up = _with_sum(g_h)
-    of_inputs = _product_gradients(g_h, g_up, g_l, weight, cut, wants) if as_products else None
+    of_inputs = None
     if as_products:
-        wants = False, False
+        of_inputs, wants = _product_gradients(g_h, g_up, g_l, weight, cut, wants), (False, False)
 
     def path(g: Tensor, x: Tensor, part: Part, wants_x: bool) -> Any:
         return _conv_backward(g, x, weight, part, geometry, wants_x, g_w)
